@@ -1,0 +1,1 @@
+"""From files to packed trees: read, formats, chat, tree, source."""
