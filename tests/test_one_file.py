@@ -120,11 +120,25 @@ def test_trap_02_at_most_one_bos(module: ModuleType, template: bool) -> None:
     assert len(answers) == (1 if module is sft else 2)
 
 
-def test_trap_03_end_token_is_scored_even_where_it_is_the_padding_token() -> None:
-    ids, mask, scored = sft.pad([([0, 5], [[6, 1]]), ([0], [[1]])])
+@pytest.mark.parametrize("module", [sft, dpo, reward_model])
+def test_trap_03_end_token_counts_and_masks_come_from_lengths(module: ModuleType) -> None:
+    """The padding id 0 stands at the start of every context too: a mask made from ids would hide it."""
+    ids, mask, *scored = module.pad([([0, 5], [[6, 1]]), ([0], [[1]])])
     assert ids.tolist() == [[0, 5, 6, 1], [0, 1, 0, 0]]
     assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert scored.tolist() == [[False, False, True, True], [False, True, False, False]]
+    expected = [[False, False, True, True], [False, True, False, False]]
+    assert [x.tolist() for x in scored] == ([] if module is reward_model else [expected])
+
+
+def test_answer_logps_are_those_of_an_unpadded_forward() -> None:
+    model = tiny()
+    logps, lengths = dpo.answer_logps(model, PAIRS)
+    for i, (context, answers) in enumerate(PAIRS):
+        for side, answer in enumerate(answers):
+            table = model(torch.tensor([[*context, *answer]])).logits[0].log_softmax(-1)
+            alone = sum(table[len(context) + t - 1, token] for t, token in enumerate(answer))
+            assert logps[i, side].item() == pytest.approx(alone.item(), abs=1e-5)
+            assert lengths[i, side] == len(answer)
 
 
 @pytest.mark.parametrize("module", [sft, dpo, reward_model])
