@@ -123,4 +123,14 @@ class Feedback:
         return replace(self, desirable=not self.desirable)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a sampler said. Example: `Completion(tokens=(40, 2), stop="end")`."""
+
+    tokens: tuple[int, ...]
+    """With the end token, where it was reached."""
+    stop: Literal["end", "length"]
+    """Whether the model ended its turn or the limit did."""
+
+
 Record = Prompt | Demonstration | Preference | Ranking | Feedback

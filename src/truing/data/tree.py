@@ -5,12 +5,10 @@ without padding. What attention makes of the layout is `truing.models.attention`
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -37,6 +35,10 @@ class Tree:
     branches: tuple[Branch, ...]
     key: int = 0
     """Index of the record that the tree was made from, so that results find their way back."""
+    reference: tuple[float, ...] | None = None
+    """log pi_ref of each branch, summed over its scored tokens, once it has been computed (`truing.models.reference`)."""
+    margin: float | None = None
+    """How much better the first branch is than the second, where an annotator said so."""
 
     def __post_init__(self) -> None:
         assert self.trunk, "a trunk holds at least one token"
@@ -48,4 +50,146 @@ class Tree:
 
     def alone(self) -> "tuple[Tree, ...]":
         """Each branch with a trunk of its own: what the plain layout computes."""
-        return tuple(Tree(trunk=self.trunk, branches=(b,), key=self.key) for b in self.branches)
+        return tuple(replace(self, branches=(b,), reference=None) for b in self.branches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeSpan:
+    """Where one tree lies in the packed row: the trunk's tokens, then each branch's, as half-open ranges."""
+
+    trunk: tuple[int, int]
+    branches: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeBatch:
+    """Many trees in one row of tokens, without padding; responses are numbered through all trees in order.
+
+    Example: two trees of two branches each give four responses; `response` says to which of them each scored token belongs.
+    """
+
+    trees: tuple[Tree, ...]
+    spans: tuple[TreeSpan, ...]
+    tokens: Int[Tensor, " token"]
+    positions: Int[Tensor, " token"]
+    """A branch's positions go on from the end of its trunk."""
+    source: Int[Tensor, " scored"]
+    """Index into `tokens` of the token from whose hidden state a scored token is predicted."""
+    target: Int[Tensor, " scored"]
+    """Vocabulary id of the scored token."""
+    response: Int[Tensor, " scored"]
+    """Number of the response that the scored token belongs to."""
+    last: Int[Tensor, " response"]
+    """Index into `tokens` of the last token of each response."""
+    length: Int[Tensor, " response"]
+    """Scored tokens of each response."""
+    tree: Int[Tensor, " response"]
+    """Number of the tree that the response belongs to."""
+    reference: Float[Tensor, " response"] | None
+    """log pi_ref of each response's scored tokens, summed; None when the trees do not carry it."""
+    margin: Float[Tensor, " tree"] | None
+    """Annotated margins; None when no tree has one."""
+
+    @property
+    def responses(self) -> int:
+        return len(self.last)
+
+    def comparisons(self) -> "Comparisons":
+        """Every pair of responses of one tree in which the first stands before, and so above, the second."""
+        better: list[int] = []
+        worse: list[int] = []
+        tree_of: list[int] = []
+        first = 0
+        for number, tree in enumerate(self.trees):
+            for i in range(first, first + len(tree.branches)):
+                for j in range(i + 1, first + len(tree.branches)):
+                    better.append(i)
+                    worse.append(j)
+                    tree_of.append(number)
+            first += len(tree.branches)
+        device = self.tokens.device
+        return Comparisons(
+            better=torch.tensor(better, dtype=torch.long, device=device),
+            worse=torch.tensor(worse, dtype=torch.long, device=device),
+            tree=torch.tensor(tree_of, dtype=torch.long, device=device),
+        )
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "TreeBatch":
+        """Lay the trees end to end, each as trunk, then branches."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        source: list[int] = []
+        target: list[int] = []
+        response: list[int] = []
+        last: list[int] = []
+        length: list[int] = []
+        tree_of: list[int] = []
+        spans: list[TreeSpan] = []
+        for number, tree in enumerate(trees):
+            start, depth = len(tokens), len(tree.trunk)
+            tokens += tree.trunk
+            positions += range(depth)
+            branch_spans: list[tuple[int, int]] = []
+            for branch in tree.branches:
+                assert branch.tokens, "an empty response is refused while reading"
+                first = len(tokens)
+                before = [start + depth - 1, *range(first, first + len(branch.tokens) - 1)]
+                scored = [i for i, flag in enumerate(branch.scored) if flag]
+                source += [before[i] for i in scored]
+                target += [branch.tokens[i] for i in scored]
+                response += [len(last)] * len(scored)
+                tokens += branch.tokens
+                positions += range(depth, depth + len(branch.tokens))
+                last.append(len(tokens) - 1)
+                length.append(len(scored))
+                tree_of.append(number)
+                branch_spans.append((first, len(tokens)))
+            spans.append(TreeSpan(trunk=(start, start + depth), branches=tuple(branch_spans)))
+
+        def whole(values: Iterable[int]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.long, device=device)
+
+        references = [value for tree in trees for value in (tree.reference or ())]
+        margins = [tree.margin for tree in trees]
+        return cls(
+            trees=tuple(trees),
+            spans=tuple(spans),
+            tokens=whole(tokens),
+            positions=whole(positions),
+            source=whole(source),
+            target=whole(target),
+            response=whole(response),
+            last=whole(last),
+            length=whole(length),
+            tree=whole(tree_of),
+            reference=torch.tensor(references, device=device) if references and len(references) == len(last) else None,
+            margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparisons:
+    """Pairs of responses, by their numbers in a batch. A tree of k ordered branches has k (k - 1) / 2 of them."""
+
+    better: Int[Tensor, " pair"]
+    worse: Int[Tensor, " pair"]
+    tree: Int[Tensor, " pair"]
+
+
+def pack(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
+    """Split trees into groups of at most `budget` tokens each, longest first, so that few groups do and all are alike in length.
+
+    First fit decreasing: at most 11/9 of the least possible number of groups. A tree above the budget has a group of its own.
+    """
+    groups: list[list[Tree]] = []
+    room: list[int] = []
+    for tree in sorted(trees, key=lambda t: (-t.size, t.key)):
+        fit = next((i for i, left in enumerate(room) if tree.size <= left), None)
+        if fit is None:
+            groups.append([tree])
+            room.append(budget - tree.size)
+        else:
+            groups[fit].append(tree)
+            room[fit] -= tree.size
+    return groups

@@ -1,0 +1,122 @@
+"""Tensor mathematics that losses and models share: chunked log-probabilities, segment sums, KL estimators.
+
+Everything here is a pure function of tensors. Log-sum-exps are taken in fp32 whatever the model's dtype.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK_ELEMENTS = 8 * 1024 * 1024
+"""Logits held at once by `token_log_probs`: 32 MiB in fp32."""
+
+
+def segment_sum(values: Float[Tensor, " value"], segment: Int[Tensor, " value"], segments: int) -> Float[Tensor, " segment"]:
+    """Sum of the values of each segment; an empty segment gives 0."""
+    return torch.zeros(segments, dtype=values.dtype, device=values.device).index_add(0, segment, values)
+
+
+def kl_k1(policy: Float[Tensor, " token"], reference: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """k1 = log pi - log pi_ref on samples of pi: unbiased for KL(pi || pi_ref), signed (Schulman 2020, "Approximating KL divergence")."""
+    return policy - reference
+
+
+def kl_k3(policy: Float[Tensor, " token"], reference: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """k3 = exp(-k1) - 1 + k1 on samples of pi: unbiased, never negative, low variance (Schulman 2020)."""
+    difference = policy - reference
+    return torch.expm1(-difference) + difference
+
+
+def token_log_probs(
+    hidden: Float[Tensor, "scored width"],
+    weight: Float[Tensor, "vocabulary width"],
+    target: Int[Tensor, " scored"],
+    *,
+    bias: Float[Tensor, " vocabulary"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Float[Tensor, " scored"]:
+    """log softmax(scale * softcapped(hidden @ weight.T + bias))[target] in fp32, without ever holding [scored, vocabulary].
+
+    `scale` is one over the sampling temperature. `softcap` c turns a logit z into c tanh(z / c) before scaling (Gemma 2, arXiv 2408.00118).
+    With a frozen head the gradient with respect to `hidden` is formed during the forward pass, so nothing is recomputed;
+    with a trained head the backward pass recomputes the logits chunk by chunk.
+    """
+    result: Tensor = _TokenLogProbs.apply(hidden, weight, bias, target, scale, softcap)
+    return result
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float | None) -> Tensor:
+        ctx.scale, ctx.softcap = scale, softcap
+        head_is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        ctx.head_is_trained = head_is_trained
+        slopes = torch.empty_like(hidden) if hidden.requires_grad and not head_is_trained else None
+        log_probs = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
+        normaliser = torch.empty_like(log_probs)
+        for rows in _chunks(len(target), len(weight)):
+            logits, inner = _logits(hidden[rows], weight, bias, scale, softcap)
+            normaliser[rows] = torch.logsumexp(logits, dim=-1)
+            log_probs[rows] = logits.gather(1, target[rows, None]).squeeze(1) - normaliser[rows]
+            if slopes is not None:
+                slopes[rows] = _logit_slopes(logits, inner, normaliser[rows], target[rows], scale, weight.dtype) @ weight
+        ctx.save_for_backward(hidden, weight, bias, target, normaliser, slopes)
+        return log_probs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grads
+        hidden, weight, bias, target, normaliser, slopes = ctx.saved_tensors
+        if slopes is not None:
+            return slopes * upstream[:, None].to(slopes.dtype), None, None, None, None, None
+        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if ctx.needs_input_grad[1] else None
+        bias_grad = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if ctx.needs_input_grad[2] else None
+        for rows in _chunks(len(target), len(weight)):
+            logits, inner = _logits(hidden[rows], weight, bias, ctx.scale, ctx.softcap)
+            slope = _logit_slopes(logits, inner, normaliser[rows], target[rows], ctx.scale, torch.float32)
+            slope.mul_(upstream[rows, None])
+            if bias_grad is not None:
+                bias_grad += slope.sum(0)
+            slope = slope.to(weight.dtype)
+            if hidden_grad is not None:
+                hidden_grad[rows] = slope @ weight
+            if weight_grad is not None:
+                weight_grad += slope.T @ hidden[rows]
+        return (
+            hidden_grad,
+            weight_grad.to(weight.dtype) if weight_grad is not None else None,
+            bias_grad.to(bias.dtype) if bias_grad is not None else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _chunks(rows: int, vocabulary: int) -> list[slice]:
+    step = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Final logits in fp32, and tanh's value where a softcap is in force (its slope needs it)."""
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    inner = None
+    if softcap is not None:
+        inner = torch.tanh(logits / softcap)
+        logits = inner * softcap
+    return (logits.mul_(scale) if inner is None else logits * scale), inner
+
+
+def _logit_slopes(logits: Tensor, inner: Tensor | None, normaliser: Tensor, target: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """d log p(target) / d raw logit = (onehot - softmax) * scale * (1 - tanh^2)."""
+    slope = logits.sub_(normaliser[:, None]).exp_().neg_()
+    slope.scatter_add_(1, target[:, None], torch.ones_like(slope[:, :1]))
+    if scale != 1.0:
+        slope.mul_(scale)
+    if inner is not None:
+        slope.mul_(1 - inner.square())
+    return slope.to(dtype)

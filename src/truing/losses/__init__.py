@@ -1,0 +1,33 @@
+"""One method a file, and the tables that name them. A new loss is one new file here and one line below."""
+
+from importlib import import_module
+
+from truing.losses.logps import Pair, PairLogps, PairLoss
+
+__all__ = ["PAIR_LOSSES", "SCORE_LOSSES", "TOKEN_LOSSES", "Pair", "PairLogps", "PairLoss"]
+
+
+def _table(**places: str) -> dict[str, type]:
+    return {name: getattr(import_module(f"truing.losses.{place.split('.')[0]}"), place.split(".")[1]) for name, place in places.items()}
+
+
+PAIR_LOSSES = _table(
+    dpo="dpo.DPO",
+    cdpo="cdpo.ConservativeDPO",
+    ipo="ipo.IPO",
+)
+"""Losses of a pair of responses: PairLogps -> one number a pair."""
+
+SCORE_LOSSES = _table(bradley_terry="bradley_terry.BradleyTerry")
+"""Losses of a reward model: scores of a pair -> one number a pair."""
+
+TOKEN_LOSSES = _table(nll="nll.NLL")
+"""Losses of single tokens: log-probabilities -> one number a token."""
+
+
+def __getattr__(name: str) -> type:
+    for table in (PAIR_LOSSES, SCORE_LOSSES, TOKEN_LOSSES):
+        for loss in table.values():
+            if loss.__name__ == name:
+                return loss
+    raise AttributeError(f"truing.losses has no {name}")

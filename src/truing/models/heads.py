@@ -1,0 +1,48 @@
+"""Scalar heads on a language model: what turns the policy's backbone into a reward model."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from truing.data.tree import TreeBatch
+from truing.models.policy import Policy
+from truing.randomness import counted_seed
+
+
+class RewardModel(nn.Module):
+    """r(x, y): a linear head, in fp32, on the hidden state of the response's last token.
+
+    The head's weight starts as N(0, 1/(d+1)), its bias 0 (Stiennon et al. 2020, arXiv 2009.01325; Huang et al. 2024, arXiv 2403.17031).
+    """
+
+    def __init__(self, policy: Policy, *, seed: int = 0) -> None:
+        super().__init__()
+        self.policy = policy
+        self.head = nn.Linear(policy.width, 1, device=policy.device, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(counted_seed(seed, "reward head"))
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(1, policy.width, generator=generator) * (policy.width + 1) ** -0.5)
+            self.head.bias.zero_()
+        # Every comparison cancels the bias: its gradient is rounding noise, which Adam would turn into steps of full size.
+        self.head.bias.requires_grad_(False)
+
+    def scores(self, batch: TreeBatch) -> Float[Tensor, " response"]:
+        """The reward of each response."""
+        rewards: Tensor = self.head(self.policy.final_hidden(batch).float()).squeeze(-1)
+        return rewards
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """What a saved reward model has beside its backbone."""
+        return {"weight": self.head.weight.detach(), "bias": self.head.bias.detach()}
+
+    @torch.no_grad()
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        self.head.weight.copy_(tensors["weight"])
+        self.head.bias.copy_(tensors["bias"])
+
+    @torch.no_grad()
+    def centre(self, mean: float) -> None:
+        """Shift rewards so that what scored `mean` scores 0 (arXiv 2009.01325): their scale is arbitrary, their zero is then the demonstrations."""
+        self.head.bias -= mean

@@ -1,0 +1,79 @@
+"""log pi_ref of every response, computed before the first step and kept: no second model is held while training.
+
+The reference is the policy as it stands in memory when training starts, with any adapter switched off. Results are stored by the hash of
+its weights and of the tokens themselves, so changed data or another model misses the store.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+
+from truing.data.tree import Tree, TreeBatch, pack
+from truing.models.load import weights_hash
+from truing.models.lora import adapter_off
+from truing.models.policy import Policy
+from truing.runs.durable import write_file
+
+
+def with_reference(
+    policy: Policy, trees: Sequence[Tree], *, budget: int, store: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> list[Tree]:
+    """The same trees, each with its branches' log-probabilities under the reference.
+
+    `budget` is the number of tokens in one forward pass; `store` a folder that keeps results between runs; `progress` is told
+    how many of how many trees are done.
+    """
+    path = store / f"{_policy_key(policy)}.safetensors" if store else None
+    known = _read(path) if path else {}
+    keys = [_tree_key(tree) for tree in trees]
+    missing = [replace(tree, key=index) for index, tree in enumerate(trees) if keys[index] not in known]
+    done = len(trees) - len(missing)
+    for group in pack(missing, budget):
+        batch = TreeBatch.of(group, policy.device)
+        with torch.no_grad(), adapter_off(policy.model):
+            values = policy.response_log_probs(batch).tolist()
+        at = 0
+        for tree in group:
+            known[keys[tree.key]] = tuple(values[at : at + len(tree.branches)])
+            at += len(tree.branches)
+        done += len(group)
+        if progress:
+            progress(done, len(trees))
+    if path and missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, _bytes(known))
+    return [replace(tree, reference=known[key]) for tree, key in zip(trees, keys, strict=True)]
+
+
+def _policy_key(policy: Policy) -> str:
+    base = {name.replace(".base_layer", ""): value for name, value in policy.model.named_parameters() if "lora_" not in name}
+    return hashlib.sha256(f"{weights_hash(base)} {policy.dtype} {policy.layout}".encode()).hexdigest()
+
+
+def _tree_key(tree: Tree) -> bytes:
+    parts = (tree.trunk, *((branch.tokens, branch.scored) for branch in tree.branches))
+    return hashlib.sha256(repr(parts).encode()).digest()
+
+
+def _bytes(known: dict[bytes, tuple[float, ...]]) -> bytes:
+    tensors = {
+        "keys": torch.tensor([list(key) for key in known], dtype=torch.uint8),
+        "branches": torch.tensor([len(values) for values in known.values()]),
+        "values": torch.tensor([value for values in known.values() for value in values], dtype=torch.float32),
+    }
+    return save(tensors)
+
+
+def _read(path: Path) -> dict[bytes, tuple[float, ...]]:
+    if not path.is_file():
+        return {}
+    tensors = load(path.read_bytes())
+    known, at, values = {}, 0, tensors["values"].tolist()
+    for key, count in zip(tensors["keys"].tolist(), tensors["branches"].tolist(), strict=True):
+        known[bytes(key)] = tuple(values[at : at + count])
+        at += count
+    return known

@@ -1,0 +1,16 @@
+"""Recipes wire the parts into methods that run; this table names them. Importing it is cheap: a recipe is loaded when it is used."""
+
+from importlib import import_module
+from types import ModuleType
+
+RECIPES = {
+    "sft": "sft",
+    "reward_model": "reward_model",
+    "preference": "preference",
+    "align": "align",
+}
+"""Recipe -> module of this folder, each with a `Config` dataclass and a `run(config, resolved, sinks)`."""
+
+
+def module_of(recipe: str) -> ModuleType:
+    return import_module(f"truing.recipes.{RECIPES[recipe]}")

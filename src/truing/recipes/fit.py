@@ -1,0 +1,202 @@
+"""Fitting one model: what the training recipes have in common, from settings to a finished run with its result.
+
+A recipe says what a batch asks (`Plan`); everything else (loading, adapters, reference, the loop, saving, before and after) is here.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from truing.config import dotted
+from truing.data.chat import ChatTokenizer
+from truing.data.source import TreeSource
+from truing.data.tree import Tree, TreeBatch, pack
+from truing.evals.statistics import Estimate, paired_difference, win_rate
+from truing.models.heads import RewardModel
+from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
+from truing.models.lora import add_lora, has_lora, merge
+from truing.models.policy import Policy, probe
+from truing.models.reference import with_reference
+from truing.objectives import Mean, Objective
+from truing.parallel.world import World
+from truing.recipes.examples import Examples, examples
+from truing.recipes.settings import Optimizer, Shared, device, torch_dtype
+from truing.records import Record
+from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.read import read_status
+from truing.runs.run import Run
+from truing.runs.sinks import Sink
+from truing.train.checkpoint import Checkpoints
+from truing.train.learner import Learner
+from truing.train.loop import train
+
+MODEL, RESULT, BEFORE, HEAD = "model", "result.json", "held_out_before.json", "reward_head.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What distinguishes one method from another."""
+
+    method: str
+    kinds: tuple[type[Record], ...]
+    objective: Objective
+    optimizer: Optimizer
+    model: Callable[[Policy], nn.Module]
+    outcomes: Callable[[nn.Module, Sequence[Tree]], list[float]] | None
+    """For each held-out tree 1 where the model orders its responses rightly, 0 where not, between for ties and rankings."""
+    needs_reference: bool = False
+
+
+def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    """Train, save and measure; returns the run's folder. A finished run is left as it is, an interrupted one continued."""
+    folder = shared.run or Path("runs") / plan.method
+    start = model_folder(shared.model)
+    chat = ChatTokenizer.of(load_tokenizer(start), template=shared.data.template)
+    found = examples(shared.data, chat, plan.kinds, run=folder)
+    world = World.here()
+    policy, reason = load_policy(start, torch_dtype(shared.dtype))
+    fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
+    if shared.lora:
+        add_lora(policy.model, shared.lora, seed=shared.seed)
+    model = plan.model(policy)
+    source_trees, held_out = found.train.trees, found.held_out.trees
+    steps = -(-len(source_trees) // shared.batch_size) * shared.epochs
+    run = Run.open(
+        folder,
+        {"method": plan.method, **resolved},
+        fingerprints=fingerprints,
+        max_steps=min(steps, shared.max_steps or steps),
+        save_every=shared.save_every,
+        evaluate_every=shared.evaluate_every,
+        store=Checkpoints,
+        sinks=sinks if world.rank == 0 else (),
+    )
+    with run:
+        if run.finished and (folder / RESULT).is_file():
+            return folder
+        for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
+            run.message(line)
+        before = _before(folder, plan, model, held_out)
+        if plan.needs_reference:
+            source_trees = with_reference(policy, source_trees, budget=2 * shared.micro_tokens, store=folder / "reference")
+            held_out = with_reference(policy, held_out, budget=2 * shared.micro_tokens, store=folder / "reference")
+        learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
+        source = TreeSource(
+            source_trees,
+            batch_size=shared.batch_size,
+            micro_tokens=shared.micro_tokens,
+            seed=shared.seed,
+            rank=world.rank,
+            ranks=world.size,
+            device=device(),
+        )
+
+        def evaluate() -> dict[str, float]:
+            return averages(model, plan.objective, held_out, shared.micro_tokens)
+
+        train(run, learner, plan.objective, source, evaluate=evaluate if held_out else None)
+        _save(folder, model, found, chat, start)
+        _conclude(folder, plan, model, held_out, before, found)
+    return folder
+
+
+def load_policy(start: Path | str, dtype: torch.dtype) -> tuple[Policy, str | None]:
+    """The policy in its fastest right layout, and why that is the plain one, if it is."""
+    probed = probe(load_causal(start, dtype=dtype, device=device()))
+    return probed.policy, probed.reason_for_plain
+
+
+def load_reward_model(folder: Path, dtype: torch.dtype) -> RewardModel:
+    """A trained reward model out of a run's folder. Raises ValueError when the run trained none."""
+    head = model_path(folder) / HEAD
+    if not head.is_file():
+        raise ValueError(f"{folder}: holds no reward model ({HEAD} is missing); name the run of `truing train reward_model`")
+    model = RewardModel(load_policy(model_path(folder), dtype)[0])
+    model.load_head(load_tensors(head.read_bytes()))
+    return model.eval()
+
+
+def model_path(folder: Path) -> Path:
+    return folder / MODEL if (folder / MODEL / "config.json").is_file() else folder
+
+
+def model_folder(name: str) -> Path | str:
+    """A finished run stands for the model that it trained; anything else is a folder or a hub name."""
+    path = Path(name)
+    if (path / "status.json").is_file() and not (path / MODEL).is_dir():
+        raise ValueError(f"{name}: this run is {read_status(path).state} and has no model yet; finish it with the command that began it")
+    return model_path(path) if path.is_dir() else name
+
+
+@torch.no_grad()
+def averages(model: nn.Module, objective: Objective, trees: Sequence[Tree], budget: int) -> dict[str, float]:
+    """The objective's metrics over a set of trees."""
+    metrics: dict[str, Mean] = {}
+    for group in pack(trees, budget):
+        for name, mean in objective(model, TreeBatch.of(group, device())).metrics.items():
+            metrics[name] = metrics.get(name, Mean(0.0, 0)) + mean
+    return {name: mean.sum / mean.count for name, mean in metrics.items()}
+
+
+def _before(folder: Path, plan: Plan, model: nn.Module, held_out: Sequence[Tree]) -> list[float] | None:
+    """Held-out outcomes of the untrained model, measured once, since a continued run no longer has it."""
+    if plan.outcomes is None or not held_out:
+        return None
+    path = folder / BEFORE
+    if not path.is_file():
+        write_file(path, to_json({"outcomes": plan.outcomes(model, held_out)}))
+    outcomes: list[float] = json.loads(path.read_bytes())["outcomes"]
+    return outcomes
+
+
+def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, start: Path | str) -> None:
+    if (folder / MODEL / "config.json").is_file():
+        return
+    policy = model.policy if isinstance(model, RewardModel) else model
+    assert isinstance(policy, Policy)
+    extra = {}
+    if isinstance(model, RewardModel):
+        model.centre(_mean_of_best(model, found.train.trees))
+        extra[HEAD] = save_tensors(model.head_tensors())
+    whole = merge(policy.model, load_causal(start, dtype=torch.float32)) if has_lora(policy.model) else policy.model
+    make_folder(folder)
+    save_model(whole, chat.tokenizer, folder / MODEL, extra=extra)
+
+
+def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:
+    """Mean reward of the responses that stand first: the demonstrations' zero."""
+    total = 0.0
+    with torch.no_grad():
+        for group in pack(trees, 4096):
+            batch = TreeBatch.of(group, device())
+            first = torch.cat([torch.tensor([True]).to(batch.tree.device), batch.tree[1:] != batch.tree[:-1]])
+            total += float(model.scores(batch)[first].sum())
+    return total / len(trees)
+
+
+def _conclude(
+    folder: Path, plan: Plan, model: nn.Module, held_out: Sequence[Tree], before: list[float] | None, found: Examples
+) -> None:
+    result: dict[str, Any] = {"method": plan.method, "train": len(found.train.trees), "held_out": len(held_out)}
+    if before is not None and plan.outcomes is not None:
+        after = plan.outcomes(model, held_out)
+        result["accuracy_before"] = shown(win_rate(before))
+        result["accuracy_after"] = shown(win_rate(after))
+        result["accuracy_gain"] = shown(paired_difference(after, before, seed=0))
+    write_file(folder / RESULT, to_json(result, indent=2))
+
+
+def shown(estimate: Estimate) -> dict[str, float | int]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+
+
+def describe(resolved: Mapping[str, object]) -> str:
+    """One line a setting, for `truing check`."""
+    return "\n".join(f"  {key} = {value}" for key, value in dotted(resolved).items())

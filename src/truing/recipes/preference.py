@@ -1,0 +1,51 @@
+"""Preference optimisation in one step: DPO and its family, by the loss that is named."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from torch import nn
+
+from truing.config import OneOf
+from truing.data.tree import Tree
+from truing.evals.measures import response_log_probs, right_order
+from truing.losses import PAIR_LOSSES, PairLoss
+from truing.losses.dpo import DPO
+from truing.models.policy import Policy
+from truing.objectives import PairedPreference
+from truing.recipes.fit import Plan, fit
+from truing.recipes.settings import Optimizer, Shared
+from truing.records import Preference
+from truing.runs.sinks import Sink
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Shared):
+    """Settings of `truing train dpo` and of every other pair loss."""
+
+    loss: Annotated[PairLoss, OneOf(PAIR_LOSSES)] = field(default_factory=DPO)
+    """The loss, by name, with its own hyperparameters: loss=ipo loss.beta=0.2."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-6))
+    """The optimizer; for LoRA take ten to a hundred times the rate."""
+
+
+def plan(config: Config) -> Plan:
+    def outcomes(model: nn.Module, trees: Sequence[Tree]) -> list[float]:
+        assert isinstance(model, Policy)
+        return right_order(response_log_probs(model, trees, budget=2 * config.micro_tokens))
+
+    name = next(name for name, loss in PAIR_LOSSES.items() if isinstance(config.loss, loss))
+    return Plan(
+        method=name,
+        kinds=(Preference,),
+        objective=PairedPreference(loss=config.loss),
+        optimizer=config.optimizer,
+        model=lambda policy: policy,
+        outcomes=outcomes,
+        needs_reference=config.loss.needs_reference,
+    )
+
+
+def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    return fit(config, plan(config), resolved, sinks)

@@ -1,0 +1,55 @@
+"""The training loop: the only one. It knows steps, batches and when things are due; it knows no method, model or file."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from truing.data.tree import TreeBatch
+from truing.objectives import Objective
+from truing.runs.durable import to_json, write_file
+from truing.runs.run import Run
+from truing.train.learner import Learner, NonFiniteError
+
+
+class Source(Iterable[list[TreeBatch]], Protocol):
+    """Yields the micro-batches of one optimizer step after another, from where its state says."""
+
+    def state_tensors(self) -> Mapping[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None: ...
+
+
+BAD_BATCH = "bad_batch.json"
+Evaluate = Callable[[], Mapping[str, float]]
+
+
+def train(run: Run, learner: Learner, objective: Objective, source: Source, *, evaluate: Evaluate | None = None) -> None:
+    """Train until the run's last step, from wherever an earlier process left it."""
+    parts = {"learner": learner, "source": source}
+    run.restore(parts)
+    if evaluate and run.step == 0:
+        run.log(0, _held_out(evaluate))
+    for step, batches in _steps(run, source):
+        try:
+            metrics = learner.update(objective, batches)
+        except NonFiniteError as error:
+            write_file(run.folder / BAD_BATCH, to_json({"step": step, "batches": [_described(batch) for batch in error.batches]}))
+            raise NonFiniteError(f"{error}; the batch is in {run.folder / BAD_BATCH}", error.batches) from error
+        if evaluate and run.due_evaluation(step):
+            metrics |= _held_out(evaluate)
+        run.log(step, metrics)
+        if run.due_save(step):
+            run.save(step, parts)
+    run.finish(parts)
+
+
+def _steps(run: Run, source: Source) -> Iterator[tuple[int, list[TreeBatch]]]:
+    # the run is asked first: at its last step nothing more is drawn from the source, whose position is saved
+    return zip(run.remaining_steps(), source)
+
+
+def _held_out(evaluate: Evaluate) -> dict[str, float]:
+    return {f"held_out_{name}": value for name, value in evaluate().items()}
+
+
+def _described(batch: TreeBatch) -> dict[str, Any]:
+    return {"records": [tree.key for tree in batch.trees], "tokens": batch.tokens.tolist(), "length": batch.length.tolist()}
