@@ -25,7 +25,7 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_sc
 
 from truing.settings_text import ConfigError, Where, read_file, read_override, split, sweep, to_yaml
 
-__all__ = ["ConfigError", "FieldDoc", "Loaded", "OneOf", "describe", "dotted", "load", "sweep", "to_yaml"]
+__all__ = ["ConfigError", "FieldDoc", "Loaded", "OneOf", "describe", "dotted", "load", "resolved_of", "sweep", "to_yaml"]
 
 T = TypeVar("T")
 
@@ -321,6 +321,13 @@ def _did_you_mean(word: str, words: Iterable[str], likeness: float = 0.6) -> str
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def resolved_of(config: object) -> dict[str, object]:
+    """Every field of a config made in code, in plain JSON types: what `load` gives as `resolved`."""
+    resolved = _plain(type(config), config)
+    assert isinstance(resolved, dict)
+    return resolved
 
 
 def dotted(resolved: Mapping[str, object]) -> dict[str, object]:

@@ -50,7 +50,9 @@ def token_log_probs(
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float | None
+    ) -> Tensor:
         ctx.scale, ctx.softcap = scale, softcap
         head_is_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
         ctx.head_is_trained = head_is_trained
@@ -101,7 +103,9 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
     """Final logits in fp32, and tanh's value where a softcap is in force (its slope needs it)."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float()
     inner = None
@@ -111,7 +115,9 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, s
     return (logits.mul_(scale) if inner is None else logits * scale), inner
 
 
-def _logit_slopes(logits: Tensor, inner: Tensor | None, normaliser: Tensor, target: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def _logit_slopes(
+    logits: Tensor, inner: Tensor | None, normaliser: Tensor, target: Tensor, scale: float, dtype: torch.dtype
+) -> Tensor:
     """d log p(target) / d raw logit = (onehot - softmax) * scale * (1 - tanh^2)."""
     slope = logits.sub_(normaliser[:, None]).exp_().neg_()
     slope.scatter_add_(1, target[:, None], torch.ones_like(slope[:, :1]))

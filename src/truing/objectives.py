@@ -5,7 +5,7 @@ and ranks. So how a batch was split or packed cannot change a number.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ class Mean:
 
     @classmethod
     def over(cls, values: Tensor) -> "Mean":
-        return cls(float(values.detach().double().sum()), values.numel())
+        return cls(float(values.detach().double().sum()), float(values.numel()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,7 @@ class LossOutput:
     metrics: dict[str, Mean]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Anything that turns a model and a batch into a sum."""
 
@@ -90,7 +91,9 @@ class PairedPreference:
         reference = pair(batch.reference) if batch.reference is not None else None
         length = pair(batch.length)
         losses = self.loss(PairLogps(policy=policy, reference=reference, length=length))
-        return LossOutput(total=losses.sum(), metrics={"loss": Mean.over(losses), **_pair_metrics(self.loss, policy, reference, length)})
+        return LossOutput(
+            total=losses.sum(), metrics={"loss": Mean.over(losses), **_pair_metrics(self.loss, policy, reference, length)}
+        )
 
 
 def _pair_metrics(loss: PairLoss, policy: Pair, reference: Pair | None, length: Pair) -> dict[str, Mean]:
@@ -132,7 +135,7 @@ class RewardRanking:
         return LossOutput(
             total=total,
             metrics={
-                "loss": Mean(float(total.detach()), len(batch.trees)),
+                "loss": Mean(float(total.detach()), float(len(batch.trees))),
                 "accuracy": Mean.over((difference > 0).float() + 0.5 * (difference == 0).float()),
                 "margin": Mean.over(difference),
                 "reward_chosen": Mean.over(pair.chosen),

@@ -76,7 +76,9 @@ class Preference:
 
     def as_demonstration(self) -> Demonstration:
         """The chosen response as something to imitate."""
-        return Demonstration(messages=(*self.prompt, Message(role="assistant", content=self.chosen)), origin=self.origin, tags=self.tags)
+        return Demonstration(
+            messages=(*self.prompt, Message(role="assistant", content=self.chosen)), origin=self.origin, tags=self.tags
+        )
 
     def as_feedback(self) -> "tuple[Feedback, Feedback]":
         """Two judgements: chosen desirable, rejected not."""

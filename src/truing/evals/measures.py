@@ -13,7 +13,9 @@ from truing.models.policy import Policy
 
 
 @torch.no_grad()
-def per_tree(trees: Sequence[Tree], measure: Callable[[TreeBatch], Tensor], *, budget: int, device: torch.device) -> list[list[float]]:
+def per_tree(
+    trees: Sequence[Tree], measure: Callable[[TreeBatch], Tensor], *, budget: int, device: torch.device
+) -> list[list[float]]:
     """`measure` gives one number a response; the result has one list a tree, in the order of the trees."""
     found: list[list[float]] = [[] for _ in trees]
     for group in pack([replace(tree, key=index) for index, tree in enumerate(trees)], budget):

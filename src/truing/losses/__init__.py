@@ -8,7 +8,9 @@ __all__ = ["PAIR_LOSSES", "SCORE_LOSSES", "TOKEN_LOSSES", "Pair", "PairLogps", "
 
 
 def _table(**places: str) -> dict[str, type]:
-    return {name: getattr(import_module(f"truing.losses.{place.split('.')[0]}"), place.split(".")[1]) for name, place in places.items()}
+    return {
+        name: getattr(import_module(f"truing.losses.{place.split('.')[0]}"), place.split(".")[1]) for name, place in places.items()
+    }
 
 
 PAIR_LOSSES = _table(

@@ -1,7 +1,7 @@
 """What the losses see: log-probabilities of responses, and nothing else."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +31,7 @@ class PairLogps:
         return Pair(self.policy.chosen - self.reference.chosen, self.policy.rejected - self.reference.rejected)
 
 
+@runtime_checkable
 class PairLoss(Protocol):
     """A loss over pairs: a frozen dataclass whose fields are its hyperparameters."""
 

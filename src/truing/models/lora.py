@@ -44,7 +44,9 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int) -> None:
     if lora.targets != "all-linear":
         names = [name for name in names if re.search(lora.targets, name)]
     if not names:
-        raise ValueError(f"lora.targets={lora.targets!r} matches no linear layer of {type(model).__name__}: use all-linear or a name such as q_proj")
+        raise ValueError(
+            f"lora.targets={lora.targets!r} matches no linear layer of {type(model).__name__}: use all-linear or a name such as q_proj"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(seed, "adapter"))
         inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=0.0), model)

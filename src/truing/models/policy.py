@@ -195,7 +195,7 @@ def _probe_trees(vocabulary: int, rewritten: int | None = None) -> Sequence[Tree
         return Branch(tokens=run(number + (100 if number == rewritten else 10), count), scored=(True,) * count)
 
     return (
-        Tree(trunk=run(1, 5), branches=(branch(0, 4), branch(1, 7), branch(2, 1))),
-        Tree(trunk=run(2, PROBE_BLOCK + 3), branches=(branch(3, 9), branch(4, PROBE_BLOCK + 2))),
-        Tree(trunk=run(3, 3), branches=(branch(5, 6),)),
+        Tree(trunk=run(1, 3), branches=(branch(0, 4), branch(1, 3), branch(2, 1))),
+        Tree(trunk=run(2, 2), branches=(branch(3, 3),)),
+        Tree(trunk=run(3, PROBE_BLOCK + 3), branches=(branch(4, 9), branch(5, PROBE_BLOCK + 2))),
     )

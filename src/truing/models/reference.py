@@ -20,7 +20,12 @@ from truing.runs.durable import write_file
 
 
 def with_reference(
-    policy: Policy, trees: Sequence[Tree], *, budget: int, store: Path | None = None, progress: Callable[[int, int], None] | None = None
+    policy: Policy,
+    trees: Sequence[Tree],
+    *,
+    budget: int,
+    store: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Tree]:
     """The same trees, each with its branches' log-probabilities under the reference.
 

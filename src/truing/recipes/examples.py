@@ -14,6 +14,10 @@ from truing.records import Demonstration, Feedback, Messages, Preference, Prompt
 from truing.runs.durable import make_folder
 
 
+PACKAGED = {"everyday": Path(__file__).parent / "everyday" / "preferences.csv"}
+"""Data sets that come with the package, by the name that `data.path` knows them under."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """One side of the split: records and the trees of those that have one (`tree.key` is the record's index)."""
@@ -36,7 +40,9 @@ class Examples:
     def lines(self) -> list[str]:
         """The account of all rows, for people."""
         reading, train, held = self.reading, self.train, self.held_out
-        lines = [f"{reading.file}: {reading.format}, {reading.rows_in} rows = {reading.rows_used} used + {len(reading.bad_rows)} skipped"]
+        lines = [
+            f"{reading.file}: {reading.format}, {reading.rows_in} rows = {reading.rows_used} used + {len(reading.bad_rows)} skipped"
+        ]
         lines += [f"  skipped {count}: {reason}" for reason, count in reading.reasons.items()]
         if self.too_long_chosen:
             lines.append(f"  {self.too_long_chosen} pairs dropped: the chosen answer is too many times as long as the rejected one")
@@ -50,7 +56,7 @@ def examples(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], *, 
 
     Broken rows go to `bad_rows.jsonl` in the run's folder. Raises ValueError when nothing is left on the training side.
     """
-    reading = read(data.path, mapping=data.mapping, on_bad_row=data.on_bad_row)
+    reading = read(PACKAGED.get(data.path, data.path), mapping=data.mapping, on_bad_row=data.on_bad_row)
     if reading.bad_rows and run:
         make_folder(run)
         write_bad_rows(run / "bad_rows.jsonl", reading.bad_rows)

@@ -131,7 +131,9 @@ def model_folder(name: str) -> Path | str:
     """A finished run stands for the model that it trained; anything else is a folder or a hub name."""
     path = Path(name)
     if (path / "status.json").is_file() and not (path / MODEL).is_dir():
-        raise ValueError(f"{name}: this run is {read_status(path).state} and has no model yet; finish it with the command that began it")
+        raise ValueError(
+            f"{name}: this run is {read_status(path).state} and has no model yet; finish it with the command that began it"
+        )
     return model_path(path) if path.is_dir() else name
 
 
@@ -141,7 +143,7 @@ def averages(model: nn.Module, objective: Objective, trees: Sequence[Tree], budg
     metrics: dict[str, Mean] = {}
     for group in pack(trees, budget):
         for name, mean in objective(model, TreeBatch.of(group, device())).metrics.items():
-            metrics[name] = metrics.get(name, Mean(0.0, 0)) + mean
+            metrics[name] = metrics.get(name, Mean(0.0, 0.0)) + mean
     return {name: mean.sum / mean.count for name, mean in metrics.items()}
 
 

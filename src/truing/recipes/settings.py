@@ -17,7 +17,7 @@ class Data:
     """Example: `Data(path="pairs.jsonl")`."""
 
     path: str
-    """A file (JSONL, JSON, CSV, TSV, Parquet, Arrow, also gzipped) or a hub data set; its format is recognised."""
+    """A file (JSONL, JSON, CSV, TSV, Parquet, Arrow, also gzipped), a hub data set, or everyday (packaged); its format is recognised."""
     mapping: Mapping[str, str] = field(default_factory=dict)
     """Our column names to the file's, where they differ, such as {chosen: best}."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -44,6 +44,8 @@ class Data:
 class Shared:
     """What every training recipe has."""
 
+    method: str = ""
+    """The method, in recipe files; on the command line it is named before the settings."""
     data: Data
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """A folder (of a model or of a finished run) or a hub name."""

@@ -88,7 +88,10 @@ def _draw(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         out = model.generate(
-            inputs=rows.to(policy.device), attention_mask=mask.to(policy.device), generation_config=settings, use_model_defaults=False
+            inputs=rows.to(policy.device),
+            attention_mask=mask.to(policy.device),
+            generation_config=settings,
+            use_model_defaults=False,
         )
     return [_completion(tokens, stop_ids) for tokens in cast(torch.Tensor, out)[:, longest:].tolist()]
 

@@ -51,7 +51,7 @@ class Learner:
                 problem = f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}"
             (output.total / units).backward()
             for name, mean in output.metrics.items():
-                metrics[name] = metrics.get(name, Mean(0.0, 0)) + mean
+                metrics[name] = metrics.get(name, Mean(0.0, 0.0)) + mean
         self.world.sum_gradients(self.trained.values())
         norm = self.optimizer.grad_norm() if problem is None else float("nan")
         if problem is None and not norm < float("inf"):
@@ -64,7 +64,9 @@ class Learner:
             self.skipped += 1
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                raise NonFiniteError(f"{MAX_SKIPPED_IN_A_ROW} steps in a row were not finite; the last: {problem or 'on another rank'}", batches)
+                raise NonFiniteError(
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row were not finite; the last: {problem or 'on another rank'}", batches
+                )
         else:
             self.optimizer.step(rate, norm)
             self.skipped_in_a_row = 0

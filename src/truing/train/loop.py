@@ -1,7 +1,7 @@
 """The training loop: the only one. It knows steps, batches and when things are due; it knows no method, model or file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from truing.data.tree import TreeBatch
 from truing.objectives import Objective
@@ -10,6 +10,7 @@ from truing.runs.run import Run
 from truing.train.learner import Learner, NonFiniteError
 
 
+@runtime_checkable
 class Source(Iterable[list[TreeBatch]], Protocol):
     """Yields the micro-batches of one optimizer step after another, from where its state says."""
 

@@ -1,0 +1,33 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test`. Both make their own environment in .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check soak bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/truing align
+
+test: $(VENV)/tested check
+	$(BIN)/pytest -m "not soak"
+
+check: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: $(VENV)/tested
+	$(BIN)/pytest -m soak
+
+$(VENV)/installed: pyproject.toml tools/install.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python tools/install.py
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/python tools/install.py --tests
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

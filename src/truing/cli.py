@@ -1,0 +1,127 @@
+"""The command line: verbs that call recipes. No logic, and nothing heavy is imported before a verb needs it."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from truing.runs.sinks import Sink
+
+app = typer.Typer(
+    name="truing",
+    help="Bring a language model into line with what people prefer, and see why it worked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as lora.rank=16; a,b,c runs one after the other."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="METHOD-or-RECIPE.yaml", help="sft, reward_model, dpo, another pair loss, or a recipe file.")
+    ],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train one model; the same command again continues it."""
+    from truing.recipes import commands
+
+    commands.train(recipe, settings or [], _sinks(as_json))
+
+
+@app.command()
+def align(settings: Settings = None, as_json: Json = False) -> None:
+    """SFT, reward model, preference optimisation and evaluation in one go."""
+    from truing.recipes import commands
+
+    commands.align(settings or [], _sinks(as_json), as_json=as_json)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="The same way in miniature, in under a minute.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Align SmolLM2-135M-Instruct on the packaged everyday preferences."""
+    from truing.recipes import commands
+    from truing.recipes.align import QUICK
+
+    commands.align(list(QUICK) if quick else [], _sinks(as_json), as_json=as_json)
+
+
+@app.command()
+def recipes(
+    action: Annotated[str, typer.Argument(metavar="[list|show|copy]", help="What to do.")] = "list",
+    name: Annotated[str | None, typer.Argument(help="A recipe or method of the list.")] = None,
+    to: Annotated[Path | None, typer.Argument(help="Where the copy goes.")] = None,
+) -> None:
+    """List methods and recipe files, show a method's settings, or copy a recipe file to start from."""
+    from truing.recipes import commands
+
+    commands.recipes(action, name, to)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(metavar="METHOD-or-RECIPE.yaml", help="As for train.")],
+    settings: Settings = None,
+    examples: Annotated[int, typer.Option(help="How many examples to show as tokens.")] = 2,
+) -> None:
+    """Read config and data without training: counts, dropped rows, first examples as tokens, the layout of the model."""
+    from truing.recipes import commands
+
+    commands.check(recipe, settings or [], examples)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="A run's folder, a model's folder or a hub name.")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="What to ask; without one, each line of standard input.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+) -> None:
+    """Ask a model."""
+    from truing.recipes import commands
+
+    commands.sample(model, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+@app.command()
+def runs(folder: Annotated[Path, typer.Argument(help="Where runs lie.")] = Path("runs"), as_json: Json = False) -> None:
+    """List runs with their state and last figures."""
+    from truing.runs.read import list_runs, listing
+
+    sys.stdout.write(listing(list_runs(folder), as_json=as_json))
+
+
+def _sinks(as_json: bool) -> "list[Sink]":
+    from truing.runs.sinks import JsonLines, console
+
+    return [JsonLines(sys.stdout)] if as_json else [console()]
+
+
+def main() -> None:
+    """Entry point: what a user can mend is one block and exit status 2; anything else is a defect and shows its traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped before anything was begun\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

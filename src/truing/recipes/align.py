@@ -1,0 +1,175 @@
+"""The whole way in one command: SFT on the good answers, a reward model, preference optimisation, and what became of it.
+
+Each stage is a run of its own in the folder of this one, so the same command goes on wherever the last one stopped.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from truing.config import OneOf, resolved_of
+from truing.data.chat import ChatTokenizer
+from truing.evals import alignment, report
+from truing.evals.alignment import Held, Measured
+from truing.losses import PAIR_LOSSES, PairLoss
+from truing.losses.dpo import DPO
+from truing.models.load import load_tokenizer
+from truing.models.lora import LoRA
+from truing.recipes import preference, reward_model, sft
+from truing.recipes.examples import examples
+from truing.recipes.fit import load_policy, load_reward_model, model_folder, model_path
+from truing.recipes.settings import Data, Optimizer, torch_dtype
+from truing.records import Preference
+from truing.rollouts.sampler import Decoding
+from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.lock import RunLock
+from truing.runs.sinks import Sink
+
+HELD_OUT_TOPICS = ("first aid", "houseplants", "laundry", "music", "photography", "sewing", "swimming")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the three trainings."""
+
+    lr: Annotated[float, Field(gt=0)]
+    """Highest learning rate."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """Passes over the data."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Prompts per optimizer step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of `truing align`. The defaults are the demo: SmolLM2-135M-Instruct on everyday preferences, on two cores."""
+
+    data: Data = field(default_factory=lambda: Data(path="everyday", held_out_by="topic", held_out=HELD_OUT_TOPICS, max_tokens=512))
+    """Preferences; the columns kind and topic are used where they exist."""
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """The base model: a folder or a hub name."""
+    run: Path = Path("runs/align")
+    """The folder of the whole run. The same command again continues it."""
+    seed: int = 0
+    """Seed of everything random."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Dtype of the weights."""
+    lora: LoRA | None = field(default_factory=LoRA)
+    """Low-rank adapters for all three trainings; null trains all weights."""
+    micro_tokens: Annotated[int, Field(gt=0)] = 2048
+    """Tokens computed at once; memory grows with it, results do not change."""
+    loss: Annotated[PairLoss, OneOf(PAIR_LOSSES)] = field(default_factory=DPO)
+    """The preference loss of the third training."""
+    sft: Stage = field(default_factory=lambda: Stage(lr=5e-4))
+    """Supervised fine-tuning on the good answers."""
+    reward_model: Stage = field(default_factory=lambda: Stage(lr=5e-4))
+    """The reward model, from the SFT model."""
+    preference: Stage = field(default_factory=lambda: Stage(lr=2e-4))
+    """Preference optimisation, from the SFT model."""
+    answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=48))
+    """How the held-out prompts are answered for the comparison."""
+    evaluate_rows: Annotated[int, Field(gt=0)] | None = None
+    """Compare on the first so many held-out rows of each kind; null uses all."""
+    kl_prompts: Annotated[int, Field(gt=0)] = 48
+    """Held-out prompts on which the divergence from the SFT model is estimated, by samples at temperature 1."""
+
+
+RESULT, REPORT = "result.json", "report.txt"
+QUICK: tuple[str, ...] = ("data.rows=48", "evaluate_rows=6", "kl_prompts=8", "answers.max_tokens=24", "run=runs/quick")
+"""What `truing demo --quick` overrides: the same way in miniature, for checks."""
+
+
+def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    """Train and compare; `result.json` in the run's folder holds all figures, `report.txt` what is printed."""
+    make_folder(config.run)
+    lock = RunLock.acquire(config.run)
+    try:
+        began = time.monotonic()
+        stages = _stages(config)
+        for name, stage in stages.items():
+            stage(sinks)
+            assert (config.run / name / "model").is_dir()
+        measured = _compare(config, sinks)
+        result = alignment.result(measured, seed=config.seed)
+        result["seconds_of_this_command"] = round(time.monotonic() - began, 1)
+        write_file(config.run / RESULT, to_json(result, indent=2))
+        write_file(config.run / REPORT, report.text(result, config.run).encode())
+    finally:
+        lock.release()
+    return config.run
+
+
+def _stages(config: Config) -> dict[str, Callable[[Sequence[Sink]], Path]]:
+    def shared(stage: Stage, model: str, name: str) -> dict[str, Any]:
+        return {
+            "data": config.data,
+            "model": model,
+            "run": config.run / name,
+            "seed": config.seed,
+            "dtype": config.dtype,
+            "lora": config.lora,
+            "epochs": stage.epochs,
+            "batch_size": stage.batch_size,
+            "micro_tokens": config.micro_tokens,
+            "save_every": 10,
+            "evaluate_every": 0,
+            "optimizer": Optimizer(lr=stage.lr),
+        }
+
+    start = str(config.run / "sft")
+    imitate = sft.Config(**shared(config.sft, config.model, "sft"))
+    judge = reward_model.Config(**shared(config.reward_model, start, "reward_model"))
+    prefer = preference.Config(**shared(config.preference, start, "preference"), loss=config.loss)
+    return {
+        "sft": lambda sinks: sft.run(imitate, resolved_of(imitate), sinks),
+        "reward_model": lambda sinks: reward_model.run(judge, resolved_of(judge), sinks),
+        "preference": lambda sinks: preference.run(prefer, resolved_of(prefer), sinks),
+    }
+
+
+def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
+    """Base, SFT and tuned model on the held-out rows; what was measured before an interruption is not measured again."""
+    models = {"base": model_folder(config.model), "sft": config.run / "sft", "tuned": config.run / "preference"}
+    folder = config.run / "evaluation"
+    make_folder(folder)
+    dtype = torch_dtype(config.dtype)
+    chat = ChatTokenizer.of(load_tokenizer(model_path(config.run / "sft")), template=config.data.template)
+    rows = examples(config.data, chat, (Preference,)).held_out
+    held = Held.of(rows.records, rows.trees, chat, config.evaluate_rows)
+    for sink in sinks:
+        sink.stage("evaluation", 3 * len(models))
+    step = 0
+
+    def tick(metrics: Mapping[str, float]) -> None:
+        nonlocal step
+        step += 1
+        left = (time.monotonic() - began) / step * (3 * len(models) - step)
+        for sink in sinks:
+            sink.step(step, metrics, left)
+
+    began = time.monotonic()
+    found: dict[str, Measured] = {}
+    for name, place in models.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            found[name] = Measured(**json.loads(path.read_bytes()))
+            step += 3
+            continue
+        policy, _ = load_policy(model_path(place) if isinstance(place, Path) else place, dtype)
+        reference = None if name == "sft" else load_policy(model_path(config.run / "sft"), dtype)[0]
+        measured = alignment.measure(
+            policy, reference, held, config.answers, kl_prompts=config.kl_prompts, seed=config.seed, tick=tick
+        )
+        found[name] = measured
+        write_file(path, to_json(measured.as_json()))
+    judge = load_reward_model(config.run / "reward_model", dtype)
+    for measured in found.values():
+        measured.rewards = alignment.rewards_of(judge, held, measured)
+    for sink in sinks:
+        sink.done("finished", "")
+    return found

@@ -1,0 +1,174 @@
+"""What the verbs of the command line do with recipes: find the config, run it, show it."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truing.config import describe, dotted, load, sweep
+from truing.data.chat import ChatTokenizer
+from truing.losses import PAIR_LOSSES
+from truing.models.load import load_tokenizer
+from truing.recipes import RECIPES, align as align_recipe, module_of
+from truing.recipes.examples import Examples, asked, examples
+from truing.recipes.fit import load_policy, model_folder
+from truing.recipes.settings import Shared, torch_dtype
+from truing.records import Demonstration, Message, Preference, Ranking, Record
+from truing.rollouts.sampler import Decoding, sample as draw
+from truing.runs.sinks import Sink
+from truing.settings_text import read_file
+
+LIBRARY = Path(__file__).parent / "library"
+METHODS = {"sft": "sft", "reward_model": "reward_model", **dict.fromkeys(PAIR_LOSSES, "preference")}
+"""Method -> recipe."""
+KINDS: Mapping[str, tuple[type[Record], ...]] = {
+    "sft": (Demonstration,),
+    "reward_model": (Ranking, Preference),
+    "preference": (Preference,),
+}
+
+
+def train(recipe: str, settings: Sequence[str], sinks: Sequence[Sink]) -> None:
+    """Train once, or once for each combination of a sweep, each in a folder of its own."""
+    combinations = sweep(settings)
+    for number, overrides in enumerate(combinations):
+        method, file, base = _find(recipe)
+        named = overrides
+        if len(combinations) > 1:
+            stem = next((o.partition("=")[2] for o in overrides if o.startswith("run=")), f"runs/{method}")
+            named = [*(o for o in overrides if not o.startswith("run=")), f"run={stem}-{number + 1}"]
+        module = module_of(METHODS[method])
+        loaded = load(module.Config, file=file, overrides=named, base=base)
+        folder = module.run(loaded.value, loaded.resolved, sinks)
+        sys.stdout.write(_summary(folder))
+
+
+def align(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:
+    """The whole pipeline, ending in its report on standard output."""
+    loaded = load(align_recipe.Config, overrides=settings)
+    folder = align_recipe.run(loaded.value, loaded.resolved, sinks)
+    name = align_recipe.RESULT if as_json else align_recipe.REPORT
+    sys.stdout.write((folder / name).read_text())
+
+
+def recipes(action: str, name: str | None, to: Path | None) -> None:
+    """List, show or copy."""
+    files = {path.stem: path for path in sorted(LIBRARY.glob("*.yaml"))}
+    if action == "list":
+        lines = [
+            "Methods (truing train METHOD):",
+            *(f"  {method}" for method in METHODS),
+            "Recipe files (truing recipes copy NAME):",
+        ]
+        lines += [f"  {stem:<24}{path.read_text().splitlines()[0].lstrip('# ')}" for stem, path in files.items()]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return
+    if action not in ("show", "copy"):
+        raise ValueError(f"recipes {action}: choose list, show or copy")
+    if action == "copy":
+        if name not in files:
+            raise ValueError(f"recipes copy {name or ''}: choose one of {', '.join(files)}")
+        target = to or Path(f"{name}.yaml")
+        if target.exists():
+            raise ValueError(f"{target}: exists already; name another file")
+        shutil.copyfile(files[name], target)
+        sys.stdout.write(f"{target}\n")
+        return
+    if name in files:
+        sys.stdout.write(files[name].read_text())
+        return
+    if name not in METHODS and name not in RECIPES:
+        raise ValueError(f"recipes show {name or ''}: choose one of {', '.join([*METHODS, *files])}")
+    config = module_of(METHODS.get(str(name), str(name))).Config
+    for field in describe(config):
+        default = "required" if field.required else f"default {field.default}"
+        sys.stdout.write(f"{field.key}  ({field.type}; {default}{'; with ' + field.when if field.when else ''})\n    {field.doc}\n")
+
+
+def check(recipe: str, settings: Sequence[str], shown: int) -> None:
+    """Everything that training would do before its first step, in words."""
+    method, file, base = _find(recipe)
+    loaded = load(module_of(METHODS[method]).Config, file=file, overrides=settings, base=base)
+    config = loaded.value
+    assert isinstance(config, Shared)
+    out = sys.stdout
+    out.write(f"{method}\n" + "".join(f"  {key} = {value}\n" for key, value in dotted(loaded.resolved).items()))
+    start = model_folder(config.model)
+    chat = ChatTokenizer.of(load_tokenizer(start), template=config.data.template)
+    found = examples(config.data, chat, KINDS[METHODS[method]])
+    out.write("\n".join(found.lines()) + "\n")
+    for tree in found.train.trees[:shown]:
+        out.write(_as_tokens(found, tree.key, chat))
+    policy, reason = load_policy(start, torch_dtype(config.dtype))
+    parameters = sum(p.numel() for p in policy.parameters())
+    layout = "runs as trees: each prompt is computed once" if reason is None else f"runs in the plain layout: {reason}"
+    out.write(f"\n{config.model}: {parameters / 1e6:.0f} M parameters in {policy.dtype}; {layout}\n")
+
+
+def sample(model: str, prompts: Sequence[str] | None, *, max_tokens: int, temperature: float, seed: int) -> None:
+    """Answer each prompt; without prompts, each line of standard input."""
+    start = model_folder(model)
+    chat = ChatTokenizer.of(load_tokenizer(start), template=_template_of(Path(model)))
+    policy, _ = load_policy(start, torch_dtype("auto"))
+    decoding = Decoding(max_tokens=max_tokens, temperature=temperature)
+    for text in prompts or (line.rstrip("\n") for line in sys.stdin):
+        if not text.strip():
+            continue
+        tokens = chat.prompt_tokens((Message(role="user", content=text),))
+        (said,) = draw(policy, [tokens], decoding, stop_ids=chat.stop_ids, seed=seed)
+        ending = "" if said.stop == "end" else " [cut at --max-tokens]"
+        sys.stdout.write(f"> {text}\n{chat.decode(said.tokens).strip()}{ending}\n\n")
+        sys.stdout.flush()
+
+
+def _template_of(run: Path) -> Any:
+    """How the run that trained a model wrote conversations; `auto` for a model that no run here trained."""
+    config = run / "config.json"
+    if not (run / "status.json").is_file():
+        return "auto"
+    return json.loads(config.read_bytes())["data"]["template"]
+
+
+def _find(recipe: str) -> tuple[str, Path | None, dict[str, Any] | None]:
+    """Method, file and preset of `METHOD` or `RECIPE.yaml`; a file names its method in the key `method`."""
+    if recipe in METHODS:
+        return recipe, None, {"loss": recipe} if recipe in PAIR_LOSSES else None
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else LIBRARY / f"{recipe}.yaml"
+    if not path.is_file():
+        names = ", ".join([*METHODS, *sorted(p.stem for p in LIBRARY.glob("*.yaml"))])
+        raise ValueError(f"{recipe}: no such method or recipe file; choose one of {names}, or name a .yaml file")
+    method = read_file(path, {}, []).get("method")
+    if method not in METHODS:
+        raise ValueError(f"{path}: `method:` is {method!r}; write one of {', '.join(METHODS)}")
+    return str(method), path, {"loss": method} if method in PAIR_LOSSES else None
+
+
+def _summary(folder: Path) -> str:
+    result = json.loads((folder / "result.json").read_bytes())
+    lines = [f"{result['method']}: trained on {result['train']} examples, {result['held_out']} held out; {folder}"]
+    for key, title in (("accuracy_before", "held-out accuracy before"), ("accuracy_after", "after"), ("accuracy_gain", "gain")):
+        if key in result:
+            e = result[key]
+            lines.append(f"  {title}: {100 * e['value']:.1f}% [{100 * e['low']:.1f}, {100 * e['high']:.1f}], n = {e['n']}")
+    lines.append(f"  next: truing sample {folder}")
+    return "\n".join(lines) + "\n"
+
+
+def _as_tokens(found: Examples, key: int, chat: ChatTokenizer) -> str:
+    """One example as training sees it: scored tokens in brackets."""
+    record = found.train.records[key]
+    tree = next(tree for tree in found.train.trees if tree.key == key)
+
+    def token(number: int) -> str:
+        return repr(chat.tokenizer.convert_ids_to_tokens(number))[1:-1]
+
+    lines = [
+        f"\n{record.origin}: {len(asked(record))} messages, {tree.size} tokens",
+        "  trunk   " + " ".join(map(token, tree.trunk)),
+    ]
+    for branch in tree.branches:
+        marked = (f"[{token(t)}]" if scored else token(t) for t, scored in zip(branch.tokens, branch.scored, strict=True))
+        lines.append("  branch  " + " ".join(marked))
+    return "\n".join(lines) + "\n"

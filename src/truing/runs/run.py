@@ -1,0 +1,386 @@
+"""A run writes: its config and surroundings, its logs, its checkpoints and its status, as files in one folder that it alone owns.
+
+The same command again continues it: `restore` loads the newest whole checkpoint and cuts the logs back to where that one stood, so
+that nothing tells an interrupted run from one that was not, byte for byte, but timing.jsonl. What a checkpoint looks like is
+`truing.train.checkpoint`; reading is `truing.runs.read`.
+"""
+
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import truing
+from truing.runs import read
+from truing.runs.durable import AppendLog, StorageError, make_folder, to_json, to_json_line, write_file
+from truing.runs.lock import RunLock
+from truing.runs.read import Status, changes, flat
+from truing.runs.sinks import Level, Sink
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
+CPU_FLAGS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+REASON_LIMIT = 300
+
+
+@runtime_checkable
+class Part(Protocol):
+    """Something a checkpoint holds: a learner, a source, a controller."""
+
+    def state_tensors(self) -> Mapping[str, Any]: ...
+
+    def state_dict(self) -> Mapping[str, object]: ...
+
+    def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class CheckpointStore(Protocol):
+    """Where checkpoints go and come from."""
+
+    def save(self, step: int, parts: Mapping[str, Part]) -> None: ...
+
+    def load_newest(self, parts: Mapping[str, Part], complain: Callable[[str], None]) -> int:
+        """Fills the parts from the newest whole checkpoint and returns its step, 0 where there is none; names those passed over."""
+        ...
+
+
+class RunDiffersError(ValueError):
+    """The run was started with other settings: the text names each key, its old and its new value."""
+
+    def __init__(self, folder: Path, changes: Mapping[str, tuple[object, object]]) -> None:
+        self.keys = tuple(changes)
+        lines = [f"  {key}: {_short(old)} -> {_short(new)}" for key, (old, new) in changes.items()]
+        remedy = f"Take them back to continue, choose another run folder, or delete {folder} to start over."
+        super().__init__(
+            "\n".join([f"{folder}: was started with other settings, so continuing would mix two runs:", *lines, remedy])
+        )
+
+
+class Interrupted(SystemExit):
+    """Asked to stop by a signal, and saved: the exit status is 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.reason = f"stopped by {signal.Signals(number).name} and saved; the same command continues"
+
+
+class Run:
+    """One run. Example: `with Run.open(folder, config, ..., store=Checkpoints) as run: train(run, learner, objective, source)`."""
+
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        *("logging.*", "save_every", "keep", "name", "folder", "run", "run.name", "run.folder"),
+        *("run.save_every", "run.keep", "run.logging.*", "train.save_every", "train.keep"),
+    )
+    """Dotted config keys (with `*`) that say where and how often to write: they may change when a run continues, no other may."""
+
+    def __init__(self, folder: Path, lock: RunLock, store: CheckpointStore, sinks: Sequence[Sink]) -> None:
+        self.folder = folder
+        self.max_steps = self.save_every = self.evaluate_every = 0
+        self.interrupted = 0
+        """The number of the signal that asked to stop; 0 for none."""
+        self._lock, self._store, self._sinks = lock, store, tuple(sinks)
+        self._logs = _Logs(folder, self._warn)
+        self._timing = AppendLog(folder / read.TIMING)
+        self._handlers: dict[int, Any] = {}
+        self._step = self._restored = self._saved = 0
+        self._state = "running"
+        self._began = self._last = time.monotonic()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        config: Mapping[str, object],
+        *,
+        fingerprints: Mapping[str, str],
+        max_steps: int,
+        save_every: int,
+        evaluate_every: int,
+        store: Callable[[Path], CheckpointStore],
+        sinks: Sequence[Sink] = (),
+    ) -> "Run":
+        """Creates the run of this folder, or continues it; `store` is made for the folder of checkpoints.
+
+        Fingerprints are hashes of what the numbers depend on beside the config: data, tokenizer, template, model.
+        `save_every` and `evaluate_every` count steps; 0 is never.
+        """
+        make_folder(folder)
+        with ExitStack() as undo:
+            lock = RunLock.acquire(folder)
+            undo.callback(lock.release)
+            run = cls(folder, lock, store(folder / read.CHECKPOINTS), sinks)
+            undo.callback(run._close_logs)
+            run.max_steps, run.save_every, run.evaluate_every = max_steps, save_every, evaluate_every
+            # As it will be read back: a tuple in it is a list from here on.
+            run._begin(json.loads(to_json(config)), dict(fingerprints))
+            undo.pop_all()
+        return run
+
+    def _begin(self, config: dict[str, object], fingerprints: dict[str, str]) -> None:
+        if self._lock.previous is not None:
+            self._say(f"taking over from process {self._lock.previous.pid}, which ended without a word", "info")
+        surroundings = environment(config.get("seed"))
+        # The config is written last: a folder without it has not begun and is begun anew.
+        if (self.folder / read.CONFIG).exists():
+            self._continue(config, fingerprints)
+            self._compare_environment(surroundings)
+        elif read.step_folders(self.folder / read.CHECKPOINTS):
+            raise ValueError(
+                f"{self.folder}: holds checkpoints but no {read.CONFIG}; restore it from a copy, or take another run folder"
+            )
+        else:
+            self._write(read.FINGERPRINTS, fingerprints)
+            self._write(read.ENVIRONMENT, {"now": surroundings, "earlier": []})
+            self._write_status()
+        self._write(read.CONFIG, config)
+
+    def _continue(self, config: dict[str, object], fingerprints: dict[str, str]) -> None:
+        before = read.read_status(self.folder)
+        found = {
+            **changes(flat(read.read_json(self.folder / read.CONFIG)), flat(config)),
+            **changes(_named(read.read_json(self.folder / read.FINGERPRINTS)), _named(fingerprints)),
+            **changes({"max_steps": before.max_steps}, {"max_steps": self.max_steps}),
+        }
+        serious = {key: change for key, change in found.items() if not any(fnmatchcase(key, free) for free in self.HARMLESS)}
+        if serious:
+            raise RunDiffersError(self.folder, serious)
+        self._step = before.step
+        if before.state == "finished":
+            self._state = "finished"
+            self._say(f"{self.folder}: finished at step {before.step} of {before.max_steps}", "info")
+        else:
+            self._write_status()
+
+    def _compare_environment(self, now: dict[str, object]) -> None:
+        record = read.read_json(self.folder / read.ENVIRONMENT)
+        found = changes(flat(record["now"]), flat(now))
+        if found:
+            for key, (old, new) in found.items():
+                self._say(f"{key} was {_short(old)} and is {_short(new)}: the numbers may differ in their last bits", "warning")
+            earlier = record["earlier"]
+            assert isinstance(earlier, list)
+            self._write(read.ENVIRONMENT, {"now": now, "earlier": [*earlier, record["now"]]})
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done and saved: opened again, there is nothing left to train."""
+        return self._state == "finished"
+
+    @property
+    def step(self) -> int:
+        """The last step that was logged or restored."""
+        return self._step
+
+    def restore(self, parts: Mapping[str, Part]) -> None:
+        """Fills the parts from the newest whole checkpoint and cuts the logs back to it; without one, everything starts over."""
+        step = self._store.load_newest(self._with_logs(parts), self._warn)
+        if step == 0:
+            self._logs.load_state({}, {read.METRICS: 0, read.SAMPLES: 0})
+        if self.finished and step < self._step:
+            self._say(f"{self.folder}: the last checkpoint is damaged, so the steps after {step} are done again", "warning")
+            self._state = "running"
+        self._step = self._restored = self._saved = step
+        for sink in self._sinks:
+            sink.stage(self.folder.name, self.max_steps)
+        if step:
+            self._say(f"continuing after step {step} of {self.max_steps}", "info")
+        self._began = self._last = time.monotonic()
+
+    def remaining_steps(self) -> Iterator[int]:
+        """The steps still to do; raises Interrupted between two steps, once a signal has come and the last step is saved."""
+        for step in range(self._restored + 1, self.max_steps + 1):
+            if self.interrupted and self._saved == self._step:
+                raise Interrupted(self.interrupted)
+            yield step
+
+    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Adds a line to metrics.jsonl. Nothing that depends on the clock goes in: a continued run has the same bytes."""
+        assert "step" not in metrics, "the step is given apart"
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._logs.metrics.append(to_json_line({"step": step, **numbers}))
+        now = time.monotonic()
+        if step > self._step:
+            self._timing.append(to_json_line({"step": step, "seconds": now - self._last, "time": time.time()}))
+            self._step, self._last = step, now
+        left = (now - self._began) / max(1, step - self._restored) * (self.max_steps - step)
+        for sink in self._sinks:
+            sink.step(step, numbers, left)
+
+    def sample(self, row: Mapping[str, object]) -> None:
+        """Adds a line to samples.jsonl."""
+        self._logs.samples.append(to_json_line(row))
+
+    def keep_bad_batch(self, step: int, batches: Sequence[Mapping[str, object]]) -> None:
+        """Writes down the batches of a step whose numbers went wrong, so that they can be looked at afterwards."""
+        self._write(f"bad-batch-{step:06}.json", {"step": step, "batches": list(batches)})
+
+    def message(self, text: str, level: Level = "info") -> None:
+        """Tells the user something in passing."""
+        self._say(text, level)
+
+    def due_evaluation(self, step: int) -> bool:
+        """Whether to evaluate after this step. A signal has no say: a stopped and continued run evaluates at the same steps."""
+        return self.evaluate_every > 0 and (step % self.evaluate_every == 0 or step == self.max_steps)
+
+    def due_save(self, step: int) -> bool:
+        """Whether to save after this step: when it is its turn, and when a signal asked to stop."""
+        return bool(self.interrupted) or (self.save_every > 0 and step % self.save_every == 0)
+
+    def save(self, step: int, parts: Mapping[str, Part]) -> None:
+        """Writes a checkpoint of the parts, the logs' lengths in it."""
+        if not self._lock.held():
+            raise ValueError(f"{self.folder}: was removed or replaced while the run was writing it; start the run again")
+        self._logs.sync()
+        self._store.save(step, self._with_logs(parts))
+        self._saved = self._step = step
+        self._write_status()
+
+    def finish(self, parts: Mapping[str, Part]) -> None:
+        """The last save; from here on the run is finished."""
+        if self._saved != self._step:
+            self.save(self._step, parts)
+        if not self.finished:
+            self._logs.sync()
+            self._end("finished", "")
+
+    def _with_logs(self, parts: Mapping[str, Part]) -> dict[str, Part]:
+        assert "run" not in parts, "the run adds itself"
+        return {**parts, "run": self._logs}
+
+    def __enter__(self) -> "Run":
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        # A full disk is the likely reason for being here: it must not hide the error that is on its way out.
+        with suppress(StorageError):
+            if not self.finished:
+                self._end(*_how_it_ended(error))
+        self.close()
+        if error is None and self.interrupted:
+            raise Interrupted(self.interrupted)
+
+    def close(self) -> None:
+        """Gives the folder free for another process."""
+        self._close_logs()
+        self._lock.release()
+
+    def _close_logs(self) -> None:
+        self._logs.close()
+        self._timing.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # No sink in here: the signal may have come in the middle of one.
+        if self.interrupted:
+            os.write(2, b"\nstopped at once; the last checkpoint is whole and the same command continues from it\n")
+            os._exit(128 + number)
+        self.interrupted = number
+        os.write(2, b"\nstopping after this step; once more stops at once\n")
+
+    def _end(self, state: str, reason: str) -> None:
+        self._state = state
+        self._write_status(reason)
+        for sink in self._sinks:
+            sink.done(state, reason)
+
+    def _write_status(self, reason: str = "") -> None:
+        status = Status(state=self._state, step=self._step, max_steps=self.max_steps, reason=reason)
+        self._write(read.STATUS, asdict(status))
+
+    def _write(self, name: str, value: Mapping[str, object]) -> None:
+        write_file(self.folder / name, to_json(value, indent=2))
+
+    def _warn(self, text: str) -> None:
+        self._say(text, "warning")
+
+    def _say(self, text: str, level: Level) -> None:
+        for sink in self._sinks:
+            sink.message(text, level)
+
+
+class _Logs:
+    """metrics.jsonl and samples.jsonl as a part of the checkpoint: their lengths, to which a continued run cuts them back."""
+
+    def __init__(self, folder: Path, complain: Callable[[str], None]) -> None:
+        self.metrics, self.samples = AppendLog(folder / read.METRICS), AppendLog(folder / read.SAMPLES)
+        self._complain = complain
+
+    def _both(self) -> dict[str, AppendLog]:
+        return {read.METRICS: self.metrics, read.SAMPLES: self.samples}
+
+    def state_tensors(self) -> Mapping[str, Any]:
+        return {}
+
+    def state_dict(self) -> Mapping[str, object]:
+        return {name: log.offset for name, log in self._both().items()}
+
+    def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        for name, log in self._both().items():
+            missing = log.cut(state[name])
+            if missing:
+                self._complain(f"{log.path}: {missing} bytes that the checkpoint counts on are gone; training goes on without them")
+
+    def sync(self) -> None:
+        for log in self._both().values():
+            log.sync()
+
+    def close(self) -> None:
+        for log in self._both().values():
+            log.close()
+
+
+def _how_it_ended(error: BaseException | None) -> tuple[str, str]:
+    if error is None:
+        return "stopped", "left before the last step; the same command continues"
+    if isinstance(error, Interrupted):
+        return "stopped", error.reason
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        return "stopped", f"{type(error).__name__}; the same command continues from the last checkpoint"
+    first = (str(error).splitlines() or [""])[0]
+    return "failed", f"{type(error).__name__}: {first}"[:REASON_LIMIT]
+
+
+def _named(fingerprints: Mapping[str, object]) -> dict[str, object]:
+    return {f"{name} (by hash)": value for name, value in fingerprints.items()}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"
+
+
+def environment(seed: object) -> dict[str, object]:
+    """What the last bits of the numbers may depend on beside the run's own settings."""
+    versions = {"python": platform.python_version(), "truing": truing.__version__}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_flags": " ".join(_cpu_flags()),
+        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count()),
+        "seed": seed,
+    }
+
+
+def _cpu_flags() -> list[str]:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                present = set(line.partition(":")[2].split())
+                return [flag for flag in CPU_FLAGS if flag in present]
+    return []

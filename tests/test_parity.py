@@ -1,0 +1,142 @@
+"""Ten steps of each recipe's learner equal its one-file oracle to 1e-6 in fp32, on the same tokens; two steps on SmolLM2 to 1e-5."""
+
+import copy
+import importlib.util
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_llama
+from trees import random_trees
+
+from truing.data.tree import Tree, TreeBatch, pack
+from truing.losses import PAIR_LOSSES
+from truing.losses.bradley_terry import BradleyTerry
+from truing.losses.nll import NLL
+from truing.models.heads import RewardModel
+from truing.models.load import load_causal
+from truing.models.policy import Policy, probe
+from truing.models.reference import with_reference
+from truing.objectives import Imitation, PairedPreference, RewardRanking
+from truing.train.learner import Learner
+from truing.train.optim import Optimizer
+
+STEPS = 10
+# eps well above the gradients' rounding noise: Adam divides by their size, and would turn noise into whole steps
+SETTINGS = Optimizer(lr=1e-4, warmup=0.2, schedule="cosine", max_grad_norm=0.5, eps=1e-6)
+
+
+def one_file(name: str):
+    path = Path(__file__).parents[1] / "examples" / "one_file" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"one_file_{name}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def as_example(tree: Tree):
+    return list(tree.trunk), [list(b.tokens) for b in tree.branches]
+
+
+def schedule(steps: int) -> dict[str, object]:
+    return {
+        "lr": SETTINGS.lr,
+        "total_steps": steps,
+        "warmup_steps": round(SETTINGS.warmup * steps),
+        "schedule": SETTINGS.schedule,
+        "max_grad_norm": SETTINGS.max_grad_norm,
+        "eps": SETTINGS.eps,
+    }
+
+
+def ours(model, objective, steps: list[list[Tree]], *, budget: int = 70) -> list[dict[str, float]]:
+    learner = Learner(model, SETTINGS, total_steps=len(steps))
+    return [learner.update(objective, [TreeBatch.of(group) for group in pack(trees, budget)]) for trees in steps]
+
+
+def same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Losses to 1e-6; the rest to 1e-5, since a summed log-probability of -100 has no more digits in fp32."""
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6, rel=1e-6)
+        for key in mine.keys() & theirs.keys() - {"accuracy"}:  # ties at step 0 count half here and not at all there
+            assert mine[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-5), key
+
+
+def same_weights(policy: Policy, oracle, tolerance: float) -> None:
+    for (name, mine), (_, theirs) in zip(policy.model.named_parameters(), oracle.named_parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def batches(branches: int) -> list[list[Tree]]:
+    trees = random_trees(3 * STEPS, branches=branches, seed=branches)
+    return [trees[3 * i : 3 * i + 3] for i in range(STEPS)]
+
+
+def test_sft_equals_its_oracle():
+    model, steps = make_tiny_llama(seed=1), batches(1)
+    oracle = copy.deepcopy(model)
+    policy = probe(model).policy
+    found = ours(policy, Imitation(loss=NLL()), steps)
+    same(found, one_file("sft").train(oracle, [[as_example(t) for t in s] for s in steps], **schedule(STEPS)))
+    same_weights(policy, oracle, 1e-6)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "cdpo", "ipo"])
+def test_preference_losses_equal_their_oracle(loss):
+    model, steps = make_tiny_llama(seed=2), batches(2)
+    oracle = copy.deepcopy(model)
+    policy = probe(model).policy
+    with_refs = [with_reference(policy, s, budget=10_000) for s in steps]
+    method = {"label_smoothing": 0.1} if loss == "cdpo" else {}
+    found = ours(policy, PairedPreference(loss=PAIR_LOSSES[loss](beta=0.1, **method)), with_refs)
+    expected = one_file("dpo").train(
+        oracle, [[as_example(t) for t in s] for s in steps], loss=loss, beta=0.1, **method, **schedule(STEPS)
+    )
+    same(found, expected)
+    same_weights(policy, oracle, 1e-6)
+    if loss != "ipo":
+        assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("branches", [2, 4])
+def test_reward_model_equals_its_oracle_on_pairs_and_rankings(branches):
+    script = one_file("reward_model")
+    language_model, steps = make_tiny_llama(seed=3), batches(branches)
+    oracle = script.RewardModel(copy.deepcopy(language_model))
+    model = RewardModel(probe(language_model).policy, seed=0)
+    with torch.no_grad():
+        oracle.head.weight.copy_(model.head.weight)
+    oracle.head.bias.requires_grad_(False)
+    found = ours(model, RewardRanking(loss=BradleyTerry()), steps)
+    expected = script.train(oracle, [[as_example(t) for t in s] for s in steps], **schedule(STEPS))
+    same([{"loss": f["loss"], "grad_norm": f["grad_norm"]} for f in found], expected)
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_two_steps_on_smollm2_equal_the_oracle(smollm2_folder, method):
+    torch.manual_seed(0)
+    model = load_causal(smollm2_folder, dtype=torch.float32)
+    oracle = load_causal(smollm2_folder, dtype=torch.float32)
+    oracle.set_attn_implementation("eager")
+    steps = [
+        [replace(t, key=i) for i, t in enumerate(random_trees(2, branches=1 if method == "sft" else 2, seed=s, longest=12))]
+        for s in (1, 2)
+    ]
+    policy = probe(model).policy
+    settings = {"lr": 1e-6, "total_steps": 2, "warmup_steps": 0, "schedule": "constant"}
+    learner = Learner(policy, Optimizer(lr=1e-6, warmup=0.0, schedule="constant"), total_steps=2)
+    if method == "dpo":
+        steps = [with_reference(policy, s, budget=10_000) for s in steps]
+    objective = Imitation(loss=NLL()) if method == "sft" else PairedPreference(loss=PAIR_LOSSES["dpo"](beta=0.1))
+    found = [learner.update(objective, [TreeBatch.of(s)]) for s in steps]
+    expected = one_file(method).train(oracle, [[as_example(t) for t in s] for s in steps], **settings)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-5)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)

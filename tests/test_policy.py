@@ -1,0 +1,181 @@
+"""Trees, the plain layout and the model's own logits give the same numbers; leaks are found; unsupported models fall back."""
+
+import pytest
+import torch
+from conftest import make_tiny_llama
+from transformers import AutoConfig, AutoModelForCausalLM
+from trees import branch, gradients, random_trees, relative_gap
+
+from truing.data.tree import Tree, TreeBatch, pack
+from truing.models import attention, policy
+from truing.models.policy import Policy, probe
+
+
+def as_trees(model) -> Policy:
+    found = probe(model)
+    assert found.reason_for_plain is None
+    return found.policy
+
+
+def own_log_probs(model, trees) -> torch.Tensor:
+    """One unpadded forward pass a response, by the model's own attention: the oracle."""
+    model.set_attn_implementation("eager")
+    values = []
+    for tree in trees:
+        for b in tree.branches:
+            ids = torch.tensor([[*tree.trunk, *b.tokens]])
+            logp = model(input_ids=ids).logits.float().log_softmax(-1)[0]
+            start = len(tree.trunk)
+            values += [logp[start + i - 1, t] for i, t in enumerate(b.tokens) if b.scored[i]]
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize("block", [4, 16, 256])
+@pytest.mark.parametrize("branches", [1, 2, 5])
+def test_trap_20_packed_log_probs_equal_unpacked_ones(block, branches):
+    model = make_tiny_llama(seed=3)
+    trees = random_trees(7, branches=branches, longest=40)
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    found = Policy(model, layout="tree", block=block).log_probs(TreeBatch.of(trees))
+    torch.testing.assert_close(found, own_log_probs(model, trees), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("block", [5, 256])
+def test_trap_08_tree_and_plain_layout_give_the_same_gradients(block):
+    trees = random_trees(6, longest=40)
+    found = []
+    for layout in ("tree", "plain"):
+        model = make_tiny_llama(seed=4)
+        if layout == "tree":
+            as_trees(model)
+        weights = torch.linspace(-1, 1, 12)
+        (Policy(model, layout=layout, block=block).response_log_probs(TreeBatch.of(trees)) * weights).sum().backward()
+        found.append(gradients(model))
+    assert relative_gap(*found) < 1e-5
+
+
+def test_trap_20_no_branch_sees_a_sibling_or_another_tree():
+    """Rewriting one branch leaves all others untouched to the last bit."""
+    model = as_trees(make_tiny_llama(seed=5))
+    trees = random_trees(4, branches=3)
+    before = model.log_probs(TreeBatch.of(trees))
+    other = Tree(trunk=trees[1].trunk, branches=(branch([9] * len(trees[1].branches[0].tokens)), *trees[1].branches[1:]), key=1)
+    batch = TreeBatch.of([trees[0], other, *trees[2:]])
+    after = model.log_probs(batch)
+    assert torch.equal(before[batch.response != 3], after[batch.response != 3])
+    assert not torch.equal(before[batch.response == 3], after[batch.response == 3])
+
+
+def test_right_and_left_padding_and_any_amount_change_nothing():
+    """The plain layout pads right; the same rows padded left, with their own positions, agree."""
+    model, trees = make_tiny_llama(seed=6), random_trees(5)
+    right = Policy(model, layout="plain").log_probs(TreeBatch.of(trees))
+    values = []
+    for tree in trees:
+        for b in tree.branches:
+            run = [*tree.trunk, *b.tokens]
+            ids, mask = torch.tensor([[2] * 11 + run]), torch.tensor([[0] * 11 + [1] * len(run)])
+            logp = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits.log_softmax(
+                -1
+            )[0, 11:]
+            values += [logp[len(tree.trunk) + i - 1, t] for i, t in enumerate(b.tokens)]
+    torch.testing.assert_close(right, torch.stack(values), rtol=1e-5, atol=2e-6)
+
+
+def test_a_long_trunk_makes_no_square_mask():
+    """8,000 tokens of one trunk: the masks together stay below 1/20 of a square one."""
+    batch = TreeBatch.of([Tree(trunk=tuple(range(3, 8003)), branches=(branch((2,)), branch((2, 3))))])
+    layout = attention.Layout.of(batch)
+    assert sum(block.tail.numel() for block in layout.blocks) < 8003**2 / 20
+
+
+TINY = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 12},
+    "gemma2": {"head_dim": 16, "sliding_window": 12, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 12},
+    "phi": {},
+    "phi3": {},
+    "olmo2": {},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+    "gpt_neox": {},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_these_families_run_as_trees_with_their_own_numbers(family):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**TINY, **FAMILIES[family]})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from uniform predictions, so that a mistake shows
+            if parameter.ndim > 1:
+                parameter.mul_(5)
+        trees = random_trees(5, branches=3, longest=30)
+        found = probe(model)
+        assert found.reason_for_plain is None
+        values = found.policy.log_probs(TreeBatch.of(trees))
+        torch.testing.assert_close(values, own_log_probs(model, trees), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "extra"), [("falcon", {}), ("mamba", {"state_size": 8})])
+def test_other_families_fall_back_to_the_plain_layout_with_a_reason_and_the_same_numbers(family, extra):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**TINY, **extra})).eval()
+    found = probe(model)
+    assert found.policy.layout == "plain"
+    assert found.reason_for_plain
+    trees = random_trees(4)
+    with torch.no_grad():
+        values = found.policy.log_probs(TreeBatch.of(trees))
+        alone = torch.cat([found.policy.log_probs(TreeBatch.of([part])) for tree in trees for part in tree.alone()])
+    torch.testing.assert_close(values, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_probe_finds_a_leak_between_siblings(monkeypatch):
+    """With every earlier token visible, the numbers are off and the model runs plain."""
+    whole = attention._short_trees
+
+    def leaky(batch, first, last, device):
+        block = whole(batch, first, last, device)
+        return attention.Block(queries=block.queries, keys=block.keys, tail=torch.ones_like(block.tail).tril())
+
+    monkeypatch.setattr(attention, "_short_trees", leaky)
+    found = probe(make_tiny_llama())
+    assert found.policy.layout == "plain"
+    assert found.reason_for_plain
+
+
+def test_results_do_not_depend_on_the_packing():
+    model = as_trees(make_tiny_llama(seed=7))
+    trees = random_trees(9)
+    together = model.response_log_probs(TreeBatch.of(trees))
+    for budget in (1, 60, 200):
+        apart = torch.empty_like(together)
+        for group in pack(trees, budget):
+            for tree, pair in zip(group, model.response_log_probs(TreeBatch.of(group)).view(-1, 2), strict=True):
+                apart[2 * tree.key : 2 * tree.key + 2] = pair
+        torch.testing.assert_close(apart, together, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_without_chunkable_head_uses_its_own_logits(monkeypatch):
+    """A head that scales its logits in a way nobody told us of is found out by its numbers."""
+    model = make_tiny_llama()
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = out.logits * 1.7
+        return out
+
+    monkeypatch.setattr(model, "forward", scaled)
+    found = probe(model)
+    assert not found.policy.chunked_head
+    trees = random_trees(2)
+    expected = torch.cat([found.policy.log_probs(TreeBatch.of([t])) for t in trees])
+    torch.testing.assert_close(found.policy.log_probs(TreeBatch.of(trees)), expected, rtol=1e-5, atol=1e-5)
+    assert policy.PROBE_TOLERANCE < 1e-3

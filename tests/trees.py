@@ -1,0 +1,42 @@
+"""Small random trees and batches that the numerical tests share."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from truing.data.tree import Branch, Tree
+
+VOCABULARY = 300
+
+
+def branch(tokens: Sequence[int], scored: bool = True) -> Branch:
+    return Branch(tokens=tuple(tokens), scored=(scored,) * len(tokens))
+
+
+def random_trees(count: int, *, branches: int = 2, seed: int = 0, longest: int = 23) -> list[Tree]:
+    """Trees of unequal lengths; key is the index."""
+    rng = random.Random(seed)
+
+    def run(most: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, most)))
+
+    return [
+        Tree(trunk=run(longest), branches=tuple(branch((*run(longest), 2)) for _ in range(branches)), key=i) for i in range(count)
+    ]
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def relative_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest difference of any entry, over the largest entry of all."""
+    assert a.keys() == b.keys()
+    scale = max(float(t.abs().max()) for t in b.values())
+    return max(float((a[name] - b[name]).abs().max()) for name in a) / scale
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
