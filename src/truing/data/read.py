@@ -6,6 +6,7 @@ Leaves out several files at once, shuffling and sharding (`truing.data.source`),
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -222,7 +223,7 @@ def _hub_rows(name: str, update: Callable[[bytes], None]) -> Iterator[RawRow | B
     identifier, _, split = name.partition(":")
     try:
         for number, cells in enumerate(datasets.load_dataset(identifier, split=split or "train", streaming=True), start=1):
-            update(orjson.dumps(cells, default=str, option=orjson.OPT_APPEND_NEWLINE))
+            update(json.dumps(cells, default=str).encode() + b"\n")
             yield RawRow(number=number, cells=cells)
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: no such file, and not read from the hub: {str(error)[:300]}") from error
