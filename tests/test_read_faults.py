@@ -238,9 +238,9 @@ LINES = st.sampled_from([GOOD_LINE, EMPTY_LINE, *(fault[1] for fault in LINE_FAU
 )
 def test_every_row_that_goes_in_is_used_or_named(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\n".join([GOOD_LINE, GOOD_LINE, *lines, GOOD_LINE]))
+    path.write_bytes(b"\n".join([*[GOOD_LINE] * 8, *lines, GOOD_LINE]))  # most rows settle the format
     reading: Reading = read(path, on_bad_row="skip")
-    rows = 3 + sum(1 for line in lines if line.strip())
+    rows = 9 + sum(1 for line in lines if line.strip())
     assert reading.rows_in == len(reading.records) + len(reading.bad_rows) == rows
     named = [item.origin.row for item in (*reading.records, *reading.bad_rows) if item.origin]
     assert len(set(named)) == rows
