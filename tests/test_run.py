@@ -18,7 +18,7 @@ from torch import Tensor
 from truing.runs import run as run_module
 from truing.runs.durable import StorageError
 from truing.runs.lock import RunBusyError
-from truing.runs.read import flat, list_runs, read_rows, read_run, read_status
+from truing.runs.read import flat, list_runs, listing, read_rows, read_run, read_status
 from truing.runs.run import Interrupted, Run, RunDiffersError
 from truing.train.checkpoint import Checkpoints, newest
 
@@ -179,10 +179,8 @@ def test_a_run_by_hand(tmp_path: Path) -> None:
         assert list(run.remaining_steps()) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
         run.log(1, {"loss": 0.1, "accuracy": 1, "kl": float("-inf")})
         run.sample({"prompt": "2+2?", "response": "4"})
-        run.keep_bad_batch(1, [{"records": [3]}])
     assert (folder / "metrics.jsonl").read_bytes() == b'{"accuracy":1.0,"kl":"-inf","loss":0.1,"step":1}\n'
     assert (folder / "samples.jsonl").read_bytes() == b'{"prompt":"2+2?","response":"4"}\n'
-    assert json.loads((folder / "bad-batch-000001.json").read_text()) == {"step": 1, "batches": [{"records": [3]}]}
     assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(CONFIG))
     environment = json.loads((folder / "environment.json").read_text())["now"]
     assert environment["versions"]["torch"] == version("torch")
@@ -561,6 +559,11 @@ def test_runs_are_listed_with_their_stages(tmp_path: Path) -> None:
         *(("align", "finished"), ("align/dpo", "finished"), ("align/sft", "finished"), ("other", "unreadable")),
     ]
     assert found[0].last["step"] == STEPS
+    lines = listing(found, as_json=False).splitlines()
+    assert lines[1].split() == [str(tmp_path / "align" / "dpo"), "finished", "9/9", "loss", f"{found[1].last['loss']:.4g}"]
+    assert lines[3].startswith(f"{tmp_path / 'other'}      unreadable  0/0  {tmp_path / 'other' / 'status.json'}: is no JSON")
+    assert json.loads(listing(found, as_json=True).splitlines()[1])["status"]["state"] == "finished"
+    assert listing([], as_json=False) == "no runs here\n"
     with pytest.raises(ValueError, match="is no run folder"):
         read_run(tmp_path / "not a run")
 

@@ -5,12 +5,13 @@ Writing is `truing.runs.run`. The bytes of checkpoints are not hashed here (they
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from truing.runs.durable import BrokenFolderError, inspect_folder
+from truing.runs.durable import BrokenFolderError, inspect_folder, to_json_line
 from truing.runs.lock import owner_of
+from truing.runs.sinks import figures, printable
 
 CONFIG = "config.json"
 FINGERPRINTS = "fingerprints.json"
@@ -110,6 +111,21 @@ def _summary(folder: Path) -> RunSummary:
         return RunSummary(folder=folder, status=read_status(folder), last=_last_metrics(folder / METRICS))
     except ValueError as error:
         return RunSummary(folder=folder, status=Status(state="unreadable", step=0, max_steps=0, reason=str(error)), last={})
+
+
+def listing(runs: Sequence[RunSummary], *, as_json: bool) -> str:
+    """The runs as aligned lines for people, or as one JSON object a line for programs."""
+    if as_json:
+        rows = ({"folder": str(run.folder), "status": asdict(run.status), "last": run.last} for run in runs)
+        return "".join(to_json_line(row).decode() for row in rows)
+    steps = [round(max(run.status.step, run.last.get("step", 0))) for run in runs]
+    table = [(str(run.folder), run.status.state, f"{step}/{run.status.max_steps}") for run, step in zip(runs, steps, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for run, cells in zip(runs, table, strict=True):
+        aligned = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([*aligned, run.status.reason or figures(run.last).removeprefix(", ")]).rstrip())
+    return printable("\n".join(lines or ["no runs here"])) + "\n"
 
 
 def is_run(folder: Path) -> bool:

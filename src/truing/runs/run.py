@@ -220,10 +220,6 @@ class Run:
         """Adds a line to samples.jsonl."""
         self._logs.samples.append(to_json_line(row))
 
-    def keep_bad_batch(self, step: int, batches: Sequence[Mapping[str, object]]) -> None:
-        """Writes down the batches of a step whose numbers went wrong, so that they can be looked at afterwards."""
-        self._write(f"bad-batch-{step:06}.json", {"step": step, "batches": list(batches)})
-
     def message(self, text: str, level: Level = "info") -> None:
         """Tells the user something in passing."""
         self._say(text, level)
