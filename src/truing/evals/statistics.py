@@ -1,0 +1,159 @@
+"""Numbers with their uncertainty: rates, means and paired differences with 95% intervals, and a few plain summaries.
+
+Every interval is of the mean over prompts like these, were they drawn again; where several values share a prompt, pass the prompts
+as `clusters`, or the interval comes out too narrow. The same seed gives the same interval. A value that is not finite is an error
+that names its index. Left out: where the values come from (`truing.evals.measures`), and tests of significance: look whether the
+interval of the difference holds 0.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float
+
+Numbers = Sequence[float | int] | np.ndarray
+Values = Float[np.ndarray, " value"]
+
+NORMAL = NormalDist()
+Z = NORMAL.inv_cdf(0.975)
+_AT_ONCE = 2_000_000
+"""Resampled values held in memory at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number and its 95% interval. Example: `wilson(7, 10)` is 0.70 between 0.40 and 0.89, n=10."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """How many values it was made of."""
+    method: str
+    """How the interval was made, in words."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
+
+
+def wilson(successes: float | int, n: int) -> Estimate:
+    """A share and its Wilson score interval (Wilson 1927), which stays inside [0, 1] and is honest at 0 and at n."""
+    if n < 1:
+        raise ValueError(f"a rate of {n} trials; it needs at least one")
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials; it must be between 0 and {n}")
+    share = successes / n
+    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    reach = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    # Rounding must not lift the end of the interval off the value at 0 and at n.
+    low, high = min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))
+    return Estimate(value=share, low=low, high=high, n=n, method="Wilson score interval, 95%")
+
+
+def win_rate(outcomes: Numbers) -> Estimate:
+    """Mean of wins 1, ties 0.5 and losses 0, one a prompt; a share between them, as of the pairs of a ranking, counts as itself.
+
+    Such values vary less than wins and losses of the same mean, so the Wilson interval is, if anything, too wide.
+    """
+    array = _finite(outcomes, "outcomes")
+    outside = np.flatnonzero((array < 0) | (array > 1))
+    if outside.size:
+        raise ValueError(f"outcomes[{outside[0]}] is {array[outside[0]]:g}; a win is 1, a tie 0.5, a loss 0")
+    return wilson(float(array.sum()), len(array))
+
+
+def bootstrap_mean(values: Numbers, clusters: Sequence[Hashable] | None = None, *, seed: int, draws: int = 10_000) -> Estimate:
+    """The mean and its BCa bootstrap interval (Efron 1987), resampling whole clusters where they are given.
+
+    Values that are all equal, or all of one cluster, say nothing of how they vary: the interval is a point, and `method` says so.
+    """
+    return _bootstrap(_finite(values, "values"), clusters, seed, draws, "BCa bootstrap")
+
+
+def paired_difference(
+    a: Numbers, b: Numbers, clusters: Sequence[Hashable] | None = None, *, seed: int, draws: int = 10_000
+) -> Estimate:
+    """Mean of a - b, where a[i] and b[i] are of the same prompt, with the bootstrap interval of the differences."""
+    first, second = _finite(a, "a"), _finite(b, "b")
+    if len(first) != len(second):
+        raise ValueError(f"a has {len(first)} values and b has {len(second)}; a pair is two values of one prompt")
+    return _bootstrap(first - second, clusters, seed, draws, "paired BCa bootstrap")
+
+
+def _bootstrap(values: Values, clusters: Sequence[Hashable] | None, seed: int, draws: int, method: str) -> Estimate:
+    if draws < 100:
+        raise ValueError(f"{draws} draws are too few for an interval; take 10000")
+    if clusters is not None and len(clusters) != len(values):
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters; name the cluster of each value")
+    index: dict[Hashable, int] = {}
+    of = [index.setdefault(cluster, len(index)) for cluster in (range(len(values)) if clusters is None else clusters)]
+    totals, counts = np.bincount(of, weights=values), np.bincount(of)
+    value, n = float(values.sum() / len(values)), len(values)
+    units = f"{len(totals)} {'value' if clusters is None else 'cluster'}{'s' if len(totals) > 1 else ''}"
+    if len(totals) == 1 or np.ptp(values) == 0:
+        why = f"no interval: {units}, and no variation to resample"
+        return Estimate(value=value, low=value, high=value, n=n, method=why)
+    low, high = _bca(totals, counts.astype(np.float64), value, np.random.Generator(np.random.PCG64(seed)), draws)
+    method = f"{method} over {units}, {draws} draws, 95%"
+    return Estimate(value=value, low=min(low, value), high=max(high, value), n=n, method=method)
+
+
+def _bca(totals: Values, counts: Values, value: float, generator: np.random.Generator, draws: int) -> tuple[float, float]:
+    """Ends of the interval: percentiles of the draws, moved for bias and for skewness (Efron 1987, section 3)."""
+    units = len(totals)
+    means: list[Values] = []
+    step = max(1, _AT_ONCE // units)
+    for start in range(0, draws, step):
+        picked = generator.integers(0, units, size=(min(step, draws - start), units))
+        means.append(totals[picked].sum(axis=1) / counts[picked].sum(axis=1))
+    drawn = np.concatenate(means)
+    below = float(np.mean(drawn < value) + np.mean(drawn == value) / 2)
+    bias = NORMAL.inv_cdf(min(max(below, 0.5 / draws), 1 - 0.5 / draws))
+    without = (totals.sum() - totals) / (counts.sum() - counts)
+    lean = without.mean() - without
+    spread = float((lean**2).sum()) ** 1.5
+    skew = float((lean**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    ends = [NORMAL.cdf(bias + (bias + z) / max(1 - skew * (bias + z), 1e-9)) for z in (-Z, Z)]
+    low, high = np.quantile(drawn, ends)
+    return float(low), float(high)
+
+
+def mean_and_deviation(values: Numbers) -> tuple[float, float]:
+    """The mean and the sample standard deviation (n - 1); the deviation of one value is 0."""
+    array = _finite(values, "values")
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else 0.0
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct word n-grams of all texts over their number (Li et al. 2016, arXiv 1510.03055); words are what spaces divide.
+
+    It falls as texts grow longer, so compare like lengths. Where no text has n words it is 0.
+    """
+    if n < 1:
+        raise ValueError(f"n-grams of {n} words; n must be 1 or more")
+    if not texts:
+        raise ValueError("texts is empty")
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def auc(scores_pos: Numbers, scores_neg: Numbers) -> float:
+    """Chance that a positive scores higher than a negative, ties half: the area under the ROC curve."""
+    pos, neg = _finite(scores_pos, "scores_pos"), np.sort(_finite(scores_neg, "scores_neg"))
+    lower, not_higher = np.searchsorted(neg, pos, side="left"), np.searchsorted(neg, pos, side="right")
+    return float((lower.sum() + not_higher.sum()) / (2 * len(pos) * len(neg)))
+
+
+def _finite(values: Numbers, name: str) -> Values:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has {array.ndim} axes; it must be a plain list of numbers")
+    if not len(array):
+        raise ValueError(f"{name} is empty")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}; every value must be a finite number")
+    return array
