@@ -1,5 +1,7 @@
 """Trees, the plain layout and the model's own logits give the same numbers; leaks are found; unsupported models fall back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import make_tiny_llama
@@ -138,13 +140,14 @@ def test_other_families_fall_back_to_the_plain_layout_with_a_reason_and_the_same
 
 def test_the_probe_finds_a_leak_between_siblings(monkeypatch):
     """With every earlier token visible, the numbers are off and the model runs plain."""
-    whole = attention._short_trees
+    whole = attention._bucket
 
-    def leaky(batch, first, last, device):
-        block = whole(batch, first, last, device)
-        return attention.Block(queries=block.queries, keys=block.keys, tail=torch.ones_like(block.tail).tril())
+    def leaky(spans, device):
+        bucket = whole(spans, device)
+        seen = torch.full_like(bucket.hidden, float("-inf")).triu(1)
+        return replace(bucket, hidden=seen)
 
-    monkeypatch.setattr(attention, "_short_trees", leaky)
+    monkeypatch.setattr(attention, "_bucket", leaky)
     found = probe(make_tiny_llama())
     assert found.policy.layout == "plain"
     assert found.reason_for_plain

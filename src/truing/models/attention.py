@@ -5,33 +5,121 @@ a block of queries meets the keys that all of it may see, then a tail of keys un
 scores is kept for the backward pass; it is computed again from the log-sum-exp (FlashAttention, Dao et al. 2022, arXiv 2205.14135).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from truing.data.tree import TreeBatch
+from truing.data.tree import TreeBatch, TreeSpan
 
 NAME = "truing_tree"
 BLOCK = 256
-"""Queries handled at once. Short trees are put together up to this size, long ones are cut."""
+"""Queries of a long run handled at once. A tree no longer than this is handled whole, together with others of about its length."""
+BUCKET_SCORES = 1 << 16
+"""Scores of one head that a bucket of short trees may hold, so that it stays in the cache: 256 KiB a head in fp32."""
+SPREAD = 1.25
+"""The longest tree of a bucket over its shortest, at most: what is padded away is wasted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A run of queries, the runs of keys that they may see, and a mask over the last of these keys.
+class Run:
+    """Up to `BLOCK` queries of one long trunk or branch, and the runs of keys that they see.
 
-    Example: the second 256 tokens of a long trunk are `Block(queries=(256, 512), keys=((0, 512),), tail=<256 x 256 lower triangle>)`.
+    Example: the second 256 tokens of a long trunk are `Run(queries=(256, 512), keys=((0, 512),), tail=<256 x 256>)`.
     """
 
     queries: tuple[int, int]
     keys: tuple[tuple[int, int], ...]
-    tail: Bool[Tensor, "query tail"]
-    """True where a query may see a key, for the last `tail` keys; all keys before them are seen by every query."""
+    tail: Float[Tensor, "query tail"]
+    """Added to the scores of the last keys: 0 where a query sees a key, minus infinity where not; earlier keys are seen by all."""
+
+    def mask(self, scores: Float[Tensor, "keyhead query key"], positions: Tensor, window: int | None) -> None:
+        """Hide what may not be seen, in place."""
+        start, end = self.queries
+        grouped = scores.view(scores.shape[0], -1, end - start, scores.shape[-1])
+        grouped[..., -self.tail.shape[1] :] += self.tail
+        if window is not None:
+            seen = torch.cat([positions[a:b] for a, b in self.keys])
+            grouped.masked_fill_(positions[start:end, None] - seen[None, :] >= window, float("-inf"))
+
+    def rows(self, tensor: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
+        """The queries' rows as [keyhead, head of it x query, width]."""
+        return tensor[self.queries[0] : self.queries[1]].transpose(0, 1).reshape(keyheads, -1, tensor.shape[-1])
+
+    def seen(self, tensor: Float[Tensor, "token keyhead width"]) -> Tensor:
+        """The keys' rows as [keyhead, key, width]."""
+        parts = [tensor[start:end] for start, end in self.keys]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
+
+    def arriving(self, gradient: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
+        """The queries' rows of a gradient."""
+        return self.rows(gradient, keyheads)
+
+    def put(self, total: Float[Tensor, "token head width"], rows: Tensor) -> None:
+        """The inverse of `rows`."""
+        start, end = self.queries
+        total[start:end] = rows.view(total.shape[1], end - start, -1).transpose(0, 1)
+
+    def add(self, total: Float[Tensor, "token keyhead width"], seen: Tensor) -> None:
+        """The inverse of `seen`: several runs may see the same keys."""
+        at = 0
+        for start, end in self.keys:
+            total[start:end] += seen[:, at : at + end - start].transpose(0, 1)
+            at += end - start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """Short trees of about the same length, one batched product for all; each sees only itself, so neighbours cannot matter."""
+
+    index: Int[Tensor, "tree slot"]
+    """Token that stands in each slot; the slots behind a tree's end repeat its first token and are thrown away."""
+    real: Bool[Tensor, "tree slot"]
+    places: Int[Tensor, " token"]
+    """The real slots, counted through all trees."""
+    tokens: Int[Tensor, " token"]
+    """The tokens in them."""
+    hidden: Float[Tensor, "tree one one_ slot slot_"]
+    """Added to the scores: minus infinity where a query does not see a key."""
+
+    def mask(self, scores: Float[Tensor, "row query key"], positions: Tensor, window: int | None) -> None:
+        trees, slots = self.index.shape
+        grouped = scores.view(trees, -1, scores.shape[1] // slots, slots, slots)
+        grouped += self.hidden
+        if window is not None:
+            at = positions[self.index]
+            far = (at[:, :, None] - at[:, None, :] >= window) & self.real[:, :, None]
+            grouped.masked_fill_(far[:, None, None], float("-inf"))
+
+    def rows(self, tensor: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
+        """[tree x keyhead, head of it x slot, width]"""
+        trees, slots = self.index.shape
+        return tensor[self.index].transpose(1, 2).reshape(trees * keyheads, -1, tensor.shape[-1])
+
+    def seen(self, tensor: Float[Tensor, "token keyhead width"]) -> Tensor:
+        return self.rows(tensor, tensor.shape[1])
+
+    def arriving(self, gradient: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
+        """As `rows`, but zero in empty slots: nothing flows back through them."""
+        trees, slots = self.index.shape
+        rows = gradient[self.index].mul_(self.real[..., None, None])
+        return rows.transpose(1, 2).reshape(trees * keyheads, -1, gradient.shape[-1])
+
+    def put(self, total: Float[Tensor, "token head width"], rows: Tensor) -> None:
+        trees, slots = self.index.shape
+        by_slot = rows.view(trees, total.shape[1], slots, -1).transpose(1, 2).reshape(trees * slots, total.shape[1], -1)
+        total.index_copy_(0, self.tokens, by_slot.index_select(0, self.places).to(total.dtype))
+
+    def add(self, total: Float[Tensor, "token keyhead width"], seen: Tensor) -> None:
+        self.put(total, seen)
+
+
+Block = Run | Bucket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,55 +133,61 @@ class Layout:
     def of(cls, batch: TreeBatch, block: int = BLOCK) -> "Layout":
         device = batch.tokens.device
         blocks: list[Block] = []
-        together: list[tuple[int, int]] = []  # runs (start, end) of short trees waiting to share a block, as indices into spans
-
-        def close() -> None:
-            if together:
-                blocks.append(_short_trees(batch, together[0][0], together[-1][1], device))
-                together.clear()
-
-        for number, span in enumerate(batch.spans):
-            start, end = span.trunk[0], span.branches[-1][1] if span.branches else span.trunk[1]
-            if end - start > block:
-                close()
-                blocks += _long_run(span.trunk, (), block, device)
-                for branch in span.branches:
-                    blocks += _long_run(branch, (span.trunk,), block, device)
+        short: list[TreeSpan] = []
+        for span in batch.spans:
+            if _size(span) <= block:
+                short.append(span)
                 continue
-            if together and end - batch.spans[together[0][0]].trunk[0] > block:
-                close()
-            together.append((number, number))
-        close()
+            blocks += _long_run(span.trunk, (), block, device)
+            for branch in span.branches:
+                blocks += _long_run(branch, (span.trunk,), block, device)
+        short.sort(key=_size)
+        bucket: list[TreeSpan] = []
+        for span in short:
+            if bucket and (_size(span) > SPREAD * _size(bucket[0]) or (len(bucket) + 1) * _size(span) ** 2 > BUCKET_SCORES):
+                blocks.append(_bucket(bucket, device))
+                bucket = []
+            bucket.append(span)
+        if bucket:
+            blocks.append(_bucket(bucket, device))
         return cls(blocks=tuple(blocks), positions=batch.positions)
+
+
+def _size(span: TreeSpan) -> int:
+    return (span.branches[-1][1] if span.branches else span.trunk[1]) - span.trunk[0]
 
 
 def _long_run(run: tuple[int, int], before: tuple[tuple[int, int], ...], block: int, device: torch.device) -> list[Block]:
     """A trunk or a branch in pieces of at most `block` queries, each causal in itself."""
-    pieces = []
+    pieces: list[Block] = []
     for start in range(run[0], run[1], block):
         end = min(start + block, run[1])
-        causal = torch.ones(end - start, end - start, dtype=torch.bool, device=device).tril()
-        pieces.append(Block(queries=(start, end), keys=(*before, (run[0], end)), tail=causal))
+        causal = torch.full((end - start, end - start), float("-inf"), device=device).triu(1)
+        pieces.append(Run(queries=(start, end), keys=(*before, (run[0], end)), tail=causal))
     return pieces
 
 
-def _short_trees(batch: TreeBatch, first: int, last: int, device: torch.device) -> Block:
-    """Whole neighbouring trees in one block under one mask."""
-    spans = batch.spans[first : last + 1]
-    start = spans[0].trunk[0]
-    end = spans[-1].branches[-1][1] if spans[-1].branches else spans[-1].trunk[1]
-    owner = torch.empty(end - start, dtype=torch.long)  # the run that a token belongs to
-    trunk_of = torch.empty(end - start, dtype=torch.long)
-    run = 0
-    for span in spans:
-        trunk = run
+def _bucket(spans: Sequence[TreeSpan], device: torch.device) -> Bucket:
+    slots = max(map(_size, spans))
+    index = torch.empty(len(spans), slots, dtype=torch.long)
+    hidden = torch.full((len(spans), slots, slots), float("-inf"))
+    for row, span in enumerate(spans):
+        start, size = span.trunk[0], _size(span)
+        index[row] = torch.where(torch.arange(slots) < size, start + torch.arange(slots), start)
+        hidden[row, size:, 0] = 0.0  # empty slots see something, or their softmax would be 0/0
+        trunk = span.trunk[1] - start
         for a, b in (span.trunk, *span.branches):
-            owner[a - start : b - start] = run
-            trunk_of[a - start : b - start] = trunk
-            run += 1
-    owner, trunk_of = owner.to(device), trunk_of.to(device)
-    mine = (owner[:, None] == owner[None, :]) | (trunk_of[:, None] == owner[None, :])
-    return Block(queries=(start, end), keys=((start, end),), tail=mine.tril())
+            hidden[row, a - start : b - start, :trunk] = 0.0
+            hidden[row, a - start : b - start, a - start : b - start] = torch.full((b - a, b - a), float("-inf")).triu(1)
+    sizes = torch.tensor([_size(span) for span in spans])
+    real = torch.arange(slots)[None, :] < sizes[:, None]
+    return Bucket(
+        index=index.to(device),
+        real=real.to(device),
+        places=real.flatten().nonzero().squeeze(1).to(device),
+        tokens=index[real].to(device),
+        hidden=hidden[:, None, None].to(device),
+    )
 
 
 def tree_attention(
@@ -113,7 +207,8 @@ def tree_attention(
     if options.get("s_aux") is not None:
         raise ValueError("attention sinks are not supported in the tree layout")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    output = _TreeAttention.apply(query[0], key[0], value[0], layout, scale, options.get("sliding_window"), options.get("softcap"))
+    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [token, head, width]
+    output = _TreeAttention.apply(*rows, layout, scale, options.get("sliding_window"), options.get("softcap"))
     return output[None], None
 
 
@@ -124,96 +219,59 @@ class _TreeAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        heads, tokens, _ = query.shape
+        tokens, heads, _ = query.shape
+        keyheads = key.shape[1]
         output = query.new_empty(tokens, heads, value.shape[-1])
-        normaliser = torch.empty(key.shape[0], heads // key.shape[0] * tokens, dtype=torch.float32, device=query.device)
-        at = 0
+        normalisers: list[Tensor] = []
         for block in layout.blocks:
-            queries, keys, values = _gather(query, key, value, block)
-            scores, _ = _scores(queries, keys, block, layout.positions, scale, window, softcap)
-            log_sum = torch.logsumexp(scores, dim=-1)
-            rows = log_sum.shape[1]
-            normaliser[:, at : at + rows] = log_sum
-            at += rows
-            weights = scores.sub_(log_sum[..., None]).exp_().to(values.dtype)
-            _scatter(output, torch.bmm(weights, values), block)
-        ctx.save_for_backward(query, key, value, output, normaliser)
+            scores, _ = _scores(block.rows(query, keyheads), block.seen(key), block, layout.positions, scale, window, softcap)
+            # by hand, because logsumexp followed by exp takes several times as long
+            highest = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(highest).exp_()
+            total = weights.sum(-1, keepdim=True)
+            normalisers.append(highest.add_(total.log()))
+            block.put(output, torch.bmm(weights.to(value.dtype), block.seen(value)).div_(total))
+        ctx.save_for_backward(query, key, value, output, *normalisers)
         ctx.options = layout, scale, window, softcap
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        query, key, value, output, normaliser = ctx.saved_tensors
+        query, key, value, output, *normalisers = ctx.saved_tensors
         layout, scale, window, softcap = ctx.options
-        query_grad = torch.empty_like(query)
+        keyheads = key.shape[1]
+        query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
         key_grad = torch.zeros(key.shape, dtype=torch.float32, device=key.device)
         value_grad = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
         # sum over the value width of (gradient x output): what softmax's backward subtracts from every score of a row
-        delta = (grad.float() * output.float()).sum(-1)
-        at = 0
-        for block in layout.blocks:
-            queries, keys, values = _gather(query, key, value, block)
+        delta = (grad.float() * output.float()).sum(-1, keepdim=True)
+        for block, normaliser in zip(layout.blocks, normalisers, strict=True):
+            queries, keys, values = block.rows(query, keyheads), block.seen(key), block.seen(value)
             scores, inner = _scores(queries, keys, block, layout.positions, scale, window, softcap)
-            rows = scores.shape[1]
-            weights = scores.sub_(normaliser[:, at : at + rows, None]).exp_()
-            at += rows
-            above = _rows(grad.transpose(0, 1), block, key.shape[0])
-            _add(value_grad, torch.bmm(weights.to(values.dtype).transpose(1, 2), above), block)
-            slope = torch.bmm(above, values.transpose(1, 2)).float()
-            slope.sub_(_rows(delta.T[..., None], block, key.shape[0])).mul_(weights)
+            weights = scores.sub_(normaliser).exp_()
+            above = block.arriving(grad, keyheads)
+            slope = torch.bmm(above, values.transpose(1, 2)).float().sub_(block.arriving(delta, keyheads)).mul_(weights)
+            block.add(value_grad, torch.bmm(weights.to(values.dtype).transpose(1, 2), above))
             if inner is not None:
                 slope.mul_(1 - inner.square())
             slope = slope.mul_(scale).to(keys.dtype)
-            start, end = block.queries
-            query_grad[:, start:end] = torch.bmm(slope, keys).view(query.shape[0], end - start, -1)
-            _add(key_grad, torch.bmm(slope.transpose(1, 2), queries), block)
+            block.put(query_grad, torch.bmm(slope, keys))
+            block.add(key_grad, torch.bmm(slope.transpose(1, 2), queries))
         return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None, None, None
-
-
-def _rows(tensor: Tensor, block: Block, keyheads: int) -> Tensor:
-    """[head, token, width] -> the block's rows as [keyhead, head of it x query, width]."""
-    start, end = block.queries
-    return tensor[:, start:end].reshape(keyheads, -1, tensor.shape[-1])
-
-
-def _gather(query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    def seen(tensor: Tensor) -> Tensor:
-        parts = [tensor[:, start:end] for start, end in block.keys]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    return _rows(query, block, key.shape[0]), seen(key), seen(value)
 
 
 def _scores(
     queries: Tensor, keys: Tensor, block: Block, positions: Tensor, scale: float, window: int | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled, capped and masked scores in fp32 [keyhead, head of it x query, key], and tanh's value where a softcap is in force."""
+    """Scaled, capped and masked scores in fp32, and tanh's value where a softcap is in force."""
     scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale)
     inner = None
     if softcap is not None:
         inner = torch.tanh(scores / softcap)
         scores = inner * softcap
-    rows = block.queries[1] - block.queries[0]
-    grouped = scores.view(scores.shape[0], -1, rows, scores.shape[-1])
-    grouped[..., -block.tail.shape[1] :].masked_fill_(~block.tail, float("-inf"))
-    if window is not None:
-        seen = torch.cat([positions[start:end] for start, end in block.keys])
-        distance = positions[block.queries[0] : block.queries[1], None] - seen[None, :]
-        grouped.masked_fill_(distance >= window, float("-inf"))
+    block.mask(scores, positions, window)
     return scores, inner
-
-
-def _scatter(output: Tensor, rows: Tensor, block: Block) -> None:
-    start, end = block.queries
-    output[start:end] = rows.view(output.shape[1], end - start, -1).transpose(0, 1)
-
-
-def _add(total: Tensor, part: Tensor, block: Block) -> None:
-    at = 0
-    for start, end in block.keys:
-        total[:, start:end] += part[:, at : at + end - start]
-        at += end - start
 
 
 def _no_mask(*_args: Any, **_options: Any) -> None:

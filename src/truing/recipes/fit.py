@@ -29,11 +29,11 @@ from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
 from truing.recipes.settings import Optimizer, Shared, device, torch_dtype
 from truing.records import Record
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.durable import STAGING, remove, to_json, write_file
 from truing.runs.read import read_status
 from truing.runs.run import Run
 from truing.runs.sinks import Sink
-from truing.train.checkpoint import Checkpoints
+from truing.train.checkpoint import Checkpoints, seed_random_states
 from truing.train.learner import Learner
 from truing.train.loop import train
 
@@ -101,9 +101,12 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         def evaluate() -> dict[str, float]:
             return averages(model, plan.objective, held_out, shared.micro_tokens)
 
+        seed_random_states(shared.seed)
         train(run, learner, plan.objective, source, evaluate=evaluate if held_out else None)
+        # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
+        result = _result(plan, model, held_out, before, found)
         _save(folder, model, found, chat, start)
-        _conclude(folder, plan, model, held_out, before, found)
+        write_file(folder / RESULT, to_json(result, indent=2))
     return folder
 
 
@@ -159,6 +162,8 @@ def _before(folder: Path, plan: Plan, model: nn.Module, held_out: Sequence[Tree]
 
 
 def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, start: Path | str) -> None:
+    for left_over in folder.glob(f"{STAGING}{MODEL}*"):
+        remove(left_over)
     if (folder / MODEL / "config.json").is_file():
         return
     policy = model.policy if isinstance(model, RewardModel) else model
@@ -168,7 +173,6 @@ def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, 
         model.centre(_mean_of_best(model, found.train.trees))
         extra[HEAD] = save_tensors(model.head_tensors())
     whole = merge(policy.model, load_causal(start, dtype=torch.float32)) if has_lora(policy.model) else policy.model
-    make_folder(folder)
     save_model(whole, chat.tokenizer, folder / MODEL, extra=extra)
 
 
@@ -183,16 +187,15 @@ def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:
     return total / len(trees)
 
 
-def _conclude(
-    folder: Path, plan: Plan, model: nn.Module, held_out: Sequence[Tree], before: list[float] | None, found: Examples
-) -> None:
+def _result(plan: Plan, model: nn.Module, held_out: Sequence[Tree], before: list[float] | None, found: Examples) -> dict[str, Any]:
+    """What `result.json` says: how much was trained on, and held-out accuracy before and after."""
     result: dict[str, Any] = {"method": plan.method, "train": len(found.train.trees), "held_out": len(held_out)}
     if before is not None and plan.outcomes is not None:
         after = plan.outcomes(model, held_out)
         result["accuracy_before"] = shown(win_rate(before))
         result["accuracy_after"] = shown(win_rate(after))
         result["accuracy_gain"] = shown(paired_difference(after, before, seed=0))
-    write_file(folder / RESULT, to_json(result, indent=2))
+    return result
 
 
 def shown(estimate: Estimate) -> dict[str, float | int]:

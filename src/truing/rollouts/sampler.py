@@ -1,6 +1,7 @@
 """Sampling from a policy in this process, by transformers' own generation with a key-value cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -47,20 +48,20 @@ def sample(
     return [found[i] for i in range(len(prompts))]
 
 
-class _generating:
-    """The model with an attention that knows caches, and its own one again afterwards."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-
-    def __enter__(self) -> None:
-        if self.policy.layout == "tree":
-            self.own = self.policy.model.config._attn_implementation
-            self.policy.model.set_attn_implementation("sdpa")
-
-    def __exit__(self, *_: object) -> None:
-        if self.policy.layout == "tree":
-            self.policy.model.set_attn_implementation(self.own)
+@contextmanager
+def _generating(policy: Policy) -> Iterator[None]:
+    """The model with an attention that knows caches and without decoding settings of its own, and as it was again afterwards."""
+    model = policy.model
+    attention, settings = model.config._attn_implementation, model.generation_config
+    model.generation_config = GenerationConfig()
+    if policy.layout == "tree":
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.generation_config = settings
+        if policy.layout == "tree":
+            model.set_attn_implementation(attention)
 
 
 def _draw(
@@ -73,26 +74,18 @@ def _draw(
     for row, prompt in enumerate(prompts):
         rows[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    sampled = decoding.temperature > 0
+    full_support = {"do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
     settings = GenerationConfig(
         max_new_tokens=decoding.max_tokens,
-        do_sample=sampled,
-        temperature=decoding.temperature if sampled else 1.0,
-        top_k=0,
-        top_p=1.0,
         pad_token_id=pad,
         eos_token_id=sorted(stop_ids),
         use_cache=True,
+        **(full_support if decoding.temperature > 0 else {"do_sample": False}),
     )
     model = cast(GenerationMixin, policy.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        out = model.generate(
-            inputs=rows.to(policy.device),
-            attention_mask=mask.to(policy.device),
-            generation_config=settings,
-            use_model_defaults=False,
-        )
+        out = model.generate(inputs=rows.to(policy.device), attention_mask=mask.to(policy.device), generation_config=settings)
     return [_completion(tokens, stop_ids) for tokens in cast(torch.Tensor, out)[:, longest:].tolist()]
 
 

@@ -204,6 +204,13 @@ class RandomStates:
         set_rng_state(tensors, state)
 
 
+def seed_random_states(seed: int) -> None:
+    """Starts the global random states from a seed: otherwise python's and numpy's, in every checkpoint, would be each process's own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> tuple[dict[str, Tensor], dict[str, object]]:
     """The global random states: torch's as tensors, python's and numpy's as JSON."""
     tensors = {"torch": torch.get_rng_state()}

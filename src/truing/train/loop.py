@@ -27,7 +27,7 @@ def train(run: Run, learner: Learner, objective: Objective, source: Source, *, e
     """Train until the run's last step, from wherever an earlier process left it."""
     parts = {"learner": learner, "source": source}
     run.restore(parts)
-    if evaluate and run.step == 0:
+    if evaluate and run.evaluate_every and run.step == 0:
         run.log(0, _held_out(evaluate))
     for step, batches in _steps(run, source):
         try:
