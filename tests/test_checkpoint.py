@@ -340,3 +340,16 @@ def test_when_none_is_whole_nothing_starts_over_silently(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="no checkpoint in it is whole"):
         Checkpoints(tmp_path).load_newest({}, said.append)
     assert "step-000003: is not whole (state.json is missing)" in said[0]
+
+
+def test_tidying_removes_what_a_killed_save_left_and_nothing_that_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, {}, {}, keep=9)
+    (tmp_path / ".tmp-step-000004").mkdir()
+    (tmp_path / ".tmp-old-step-000000").mkdir()
+    Checkpoints(tmp_path).tidy()
+    assert kept(tmp_path) == ["step-000002", "step-000003"]
+    (tmp_path / "step-000003" / "state.json").unlink()
+    save(tmp_path, 4, {}, {}, keep=9)
+    Checkpoints(tmp_path).tidy()
+    assert kept(tmp_path) == ["step-000002", "step-000003", "step-000004"], "two whole ones"

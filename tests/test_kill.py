@@ -35,13 +35,11 @@ class Zygote:
             [sys.executable, str(script), str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def __call__(
-        self, argv: list[str], log: Path, *, seconds: float | None = None, number: int = signal.SIGKILL
-    ) -> tuple[int, float]:
+    def __call__(self, argv: list[str], log: Path, **stop: object) -> tuple[int, float]:
         """The exit code of `truing *argv`, or minus the signal that killed it, and how long it ran."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps({"argv": argv, "log": str(log), "seconds": seconds, "signal": int(number)}) + "\n")
+        self.process.stdin.write(json.dumps({"argv": argv, "log": str(log), **stop}) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         return answer["code"], answer["seconds"]
@@ -122,9 +120,9 @@ def kills(zygote: Zygote, whole: Undisturbed, folder: Path, *, least: int, seed:
         run = folder / str(number)
         log = folder / f"{number}.log"
         while True:
-            share = rng.uniform(0.95 * whole.begins, 1.0)
-            seconds = None if len(fell) >= least else share * whole.seconds
-            code, _ = zygote([*whole.argv, f"run={run}"], log, seconds=seconds)
+            seconds = rng.uniform(0.95 * whole.begins, 1.0) * whole.seconds
+            stop = {"signal": signal.SIGKILL, "seconds": seconds} if len(fell) < least else {}
+            code, _ = zygote([*whole.argv, f"run={run}"], log, **stop)
             if code == 0:
                 break
             assert code == -signal.SIGKILL, log.read_text()
@@ -189,8 +187,7 @@ def test_a_signal_saves_and_the_same_command_ends_at_the_same_bytes(
 ) -> None:
     whole = undisturbed("dpo", "full")
     run, log = tmp_path / "run", tmp_path / "log"
-    share = (0.5 + 0.5 * whole.begins) * whole.seconds
-    code, _ = zygote([*whole.argv, f"run={run}", "save_every=0"], log, seconds=share, number=number)
+    code, _ = zygote([*whole.argv, f"run={run}", "save_every=0"], log, signal=number, lines=[str(run / "metrics.jsonl"), 5])
     assert code == expected, log.read_text()
     status = read_status(run)
     assert status.state == "stopped"

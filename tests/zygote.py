@@ -1,9 +1,9 @@
 """A process that has imported everything, forks a child for each command it is given, and kills it when told to.
 
-`python zygote.py MODEL` reads one JSON object a line: `{"argv": [...], "log": path, "seconds": 0.4, "signal": 9}` runs the `truing`
-command of those arguments, its output in the log, and sends the signal after so many seconds (null: never). It answers with the
-exit code (minus the signal where one killed it) and the seconds it took. The parent computes nothing with torch: it has no threads,
-which a fork would not copy.
+`python zygote.py MODEL` reads one JSON object a line: `{"argv": [...], "log": path, "signal": 9, "seconds": 0.4}` runs the `truing`
+command of those arguments, its output in the log, and sends the signal after so many seconds; `"lines": [path, 5]` instead sends it
+once a file has so many lines, neither never. It answers with the exit code (minus the signal where one killed it) and the seconds
+it took. The parent computes nothing with torch: it has no threads, which a fork would not copy.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -51,18 +52,25 @@ def child(argv: list[str], log: str) -> None:
     os._exit(code)
 
 
-def attempt(argv: list[str], log: str, seconds: float | None, number: int) -> dict[str, float]:
+def attempt(task: dict[str, Any]) -> dict[str, float]:
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        child(argv, log)
+        child(task["argv"], task["log"])
+
+    def due() -> bool:
+        if "lines" in task:
+            path, least = task["lines"]
+            return Path(path).is_file() and Path(path).read_bytes().count(b"\n") >= least
+        return time.monotonic() - began >= task["seconds"]
+
     ended = 0
-    if seconds is not None:
-        while not ended and time.monotonic() - began < seconds:
+    if "lines" in task or "seconds" in task:
+        while not ended and not due():
             time.sleep(0.001)
             ended, status = os.waitpid(pid, os.WNOHANG)
         if not ended:
-            os.kill(pid, number)
+            os.kill(pid, task["signal"])
     if not ended:
         _, status = os.waitpid(pid, 0)
     return {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - began}
@@ -72,6 +80,5 @@ if __name__ == "__main__":
     ChatTokenizer.of(load_tokenizer(sys.argv[1]))  # its template is tried in a process of its own, once for all children
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        task = json.loads(line)
-        answers.write(json.dumps(attempt(task["argv"], task["log"], task["seconds"], task["signal"])) + "\n")
+        answers.write(json.dumps(attempt(json.loads(line))) + "\n")
         answers.flush()

@@ -49,6 +49,8 @@ class CheckpointStore(Protocol):
 
     def save(self, step: int, parts: Mapping[str, Part]) -> None: ...
 
+    def tidy(self) -> None: ...
+
     def load_newest(self, parts: Mapping[str, Part], complain: Callable[[str], None]) -> int:
         """Fills the parts from the newest whole checkpoint and returns its step, 0 where there is none; names those passed over."""
         ...
@@ -184,6 +186,7 @@ class Run:
     def restore(self, parts: Mapping[str, Part]) -> None:
         """Fills the parts from the newest whole checkpoint and cuts the logs back to it; without one, everything starts over."""
         step = self._store.load_newest(self._with_logs(parts), self._warn)
+        self._store.tidy()
         if step == 0:
             self._logs.load_state({}, {read.METRICS: 0, read.SAMPLES: 0})
         if self.finished and step < self._step:

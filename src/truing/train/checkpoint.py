@@ -71,14 +71,18 @@ def _part_of(name: str) -> str:
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, State], *, keep: int = KEEP) -> Path:
     """Writes `folder/step-<step>` and then removes what is older than the last `keep` whole ones."""
-    if folder.is_dir():
-        with storage_errors(folder):
-            for left_over in folder.glob(f"{STAGING}*"):
-                remove(left_over)
+    _remove_left_overs(folder)
     path = folder / f"step-{step:06}"
     write_folder(path, _files(step, tensors, state))
     rotate(folder, keep)
     return path
+
+
+def _remove_left_overs(folder: Path) -> None:
+    if folder.is_dir():
+        with storage_errors(folder):
+            for left_over in folder.glob(f"{STAGING}*"):
+                remove(left_over)
 
 
 def _files(step: int, tensors: Mapping[str, Tensors], state: Mapping[str, State]) -> Iterator[tuple[str, bytes]]:
@@ -173,6 +177,12 @@ class Checkpoints:
         tensors = {name: part.state_tensors() for name, part in every.items()}
         save(self.folder, step, tensors, {name: part.state_dict() for name, part in every.items()}, keep=self.keep)
 
+    def tidy(self) -> None:
+        """Removes what a process that was killed while saving left: half a checkpoint, or one more than is kept."""
+        _remove_left_overs(self.folder)
+        if len(step_folders(self.folder)) > self.keep:
+            rotate(self.folder, self.keep)
+
     def load_newest(self, parts: Mapping[str, Part], complain: Complain) -> int:
         """Fills the parts from the newest whole checkpoint and returns its step, 0 where there is none yet."""
         checkpoint = newest(self.folder, complain)
@@ -205,7 +215,7 @@ class RandomStates:
 
 
 def seed_random_states(seed: int) -> None:
-    """Starts the global random states from a seed: otherwise python's and numpy's, in every checkpoint, would be each process's own."""
+    """Starts the global random states from a seed: else python's and numpy's, in every checkpoint, would be each process's own."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
