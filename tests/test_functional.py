@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from trees import seeded
 
+from trees import seeded
 from truing import functional
 from truing.functional import kl_k1, kl_k3, segment_sum, token_log_probs
 

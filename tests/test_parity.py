@@ -1,4 +1,4 @@
-"""Ten steps of each recipe's learner equal its one-file oracle to 1e-6 in fp32, on the same tokens; two steps on SmolLM2 to 1e-5."""
+"""Ten steps of each recipe's learner equal its one-file oracle to 1e-6 in fp32, on the same tokens; two on SmolLM2 to 1e-5."""
 
 import copy
 import importlib.util
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from conftest import make_tiny_llama
 from trees import random_trees
-
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.losses import PAIR_LOSSES
 from truing.losses.bradley_terry import BradleyTerry
@@ -92,7 +92,7 @@ def test_preference_losses_equal_their_oracle(loss):
     model, steps = make_tiny_llama(seed=2), batches(2)
     oracle = copy.deepcopy(model)
     policy = probe(model).policy
-    with_refs = [with_reference(policy, s, budget=10_000) for s in steps]
+    with_refs = [with_reference(policy, s, [s]) for s in steps]
     method = {"label_smoothing": 0.1} if loss == "cdpo" else {}
     found = ours(policy, PairedPreference(loss=PAIR_LOSSES[loss](beta=0.1, **method)), with_refs)
     expected = one_file("dpo").train(
@@ -133,7 +133,7 @@ def test_two_steps_on_smollm2_equal_the_oracle(smollm2_folder, method):
     settings = {"lr": 1e-6, "total_steps": 2, "warmup_steps": 0, "schedule": "constant"}
     learner = Learner(policy, Optimizer(lr=1e-6, warmup=0.0, schedule="constant"), total_steps=2)
     if method == "dpo":
-        steps = [with_reference(policy, s, budget=10_000) for s in steps]
+        steps = [with_reference(policy, s, [s]) for s in steps]
     objective = Imitation(loss=NLL()) if method == "sft" else PairedPreference(loss=PAIR_LOSSES["dpo"](beta=0.1))
     found = [learner.update(objective, [TreeBatch.of(s)]) for s in steps]
     expected = one_file(method).train(oracle, [[as_example(t) for t in s] for s in steps], **settings)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM
-from trees import branch, gradients, random_trees, relative_gap
 
+from conftest import make_tiny_llama
+from trees import branch, gradients, random_trees, relative_gap
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.models import attention, policy
 from truing.models.policy import Policy, probe
@@ -41,6 +41,27 @@ def test_trap_20_packed_log_probs_equal_unpacked_ones(block, branches):
     model.set_attn_implementation(attention.NAME)
     found = Policy(model, layout="tree", block=block).log_probs(TreeBatch.of(trees))
     torch.testing.assert_close(found, own_log_probs(model, trees), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("block", [4, 16, 256])
+@pytest.mark.parametrize("beginning", [1, 9, 30])
+def test_a_shared_beginning_is_computed_once_with_the_same_numbers_and_gradients(block, beginning):
+    """Trees that begin alike (a system prompt): the row is shorter by what they share, the numbers are those of each on its own."""
+    system = tuple(range(40, 40 + beginning))
+    trees = [replace(t, trunk=system + t.trunk) for t in random_trees(6, longest=30)]
+    batch = TreeBatch.of(trees)
+    assert batch.root >= beginning
+    assert len(batch.tokens) == sum(t.size for t in trees) - 5 * batch.root
+    found = []
+    for layout in ("tree", "plain"):
+        model = make_tiny_llama(seed=8)
+        if layout == "tree":
+            as_trees(model)
+        values = Policy(model, layout=layout, block=block).log_probs(batch)
+        (values * torch.linspace(-1, 1, len(values))).sum().backward()
+        found.append((values.detach(), gradients(model)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=2e-6)
+    assert relative_gap(found[0][1], found[1][1]) < 1e-5
 
 
 @pytest.mark.parametrize("block", [5, 256])
@@ -142,8 +163,8 @@ def test_the_probe_finds_a_leak_between_siblings(monkeypatch):
     """With every earlier token visible, the numbers are off and the model runs plain."""
     whole = attention._bucket
 
-    def leaky(spans, device):
-        bucket = whole(spans, device)
+    def leaky(spans, root, device):
+        bucket = whole(spans, root, device)
         seen = torch.full_like(bucket.hidden, float("-inf")).triu(1)
         return replace(bucket, hidden=seen)
 

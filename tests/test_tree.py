@@ -1,10 +1,12 @@
 """Packing by hand, its properties, and the source's order."""
 
+from itertools import chain
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trees import branch, random_trees
 
+from trees import branch, random_trees
 from truing.data.source import TreeSource
 from truing.data.tree import Branch, Tree, TreeBatch, pack
 
@@ -59,7 +61,7 @@ def steps_of(source: TreeSource, count: int) -> list[list[int]]:
 def test_an_epoch_holds_every_tree_once_and_the_next_has_another_order():
     source = TreeSource(random_trees(10), batch_size=4, micro_tokens=50, seed=3)
     first, second = steps_of(source, 3), steps_of(source, 3)
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(10))
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(10))
     assert [len(step) for step in first] == [4, 4, 2]
     assert first != second
 

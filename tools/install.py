@@ -2,8 +2,8 @@
 
     python tools/install.py [--tests]
 
-The package index's own Linux build of torch asks for CUDA packages. So without an NVIDIA driver pip is first asked, without installing,
-what torch would bring; if that is CUDA, uv installs torch's CPU build instead.
+The package index's own Linux build of torch asks for CUDA packages. So without an NVIDIA driver pip is first asked, without
+installing, what torch would bring; if that is CUDA, uv installs torch's CPU build instead.
 """
 
 import json
@@ -21,7 +21,9 @@ def run(*command: str) -> None:
 
 def brings_cuda() -> bool:
     """Whether pip would install CUDA packages for torch."""
-    report = subprocess.run([*PIP, "install", "--dry-run", "--report", "-", TORCH], check=True, capture_output=True, text=True).stdout
+    report = subprocess.run(
+        [*PIP, "install", "--dry-run", "--report", "-", TORCH], check=True, capture_output=True, text=True
+    ).stdout
     return any(item["metadata"]["name"].startswith(("nvidia-", "cuda-")) for item in json.loads(report)["install"])
 
 

@@ -19,7 +19,7 @@ def segment_sum(values: Float[Tensor, " value"], segment: Int[Tensor, " value"],
 
 
 def kl_k1(policy: Float[Tensor, " token"], reference: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """k1 = log pi - log pi_ref on samples of pi: unbiased for KL(pi || pi_ref), signed (Schulman 2020, "Approximating KL divergence")."""
+    """k1 = log pi - log pi_ref on samples of pi: unbiased for KL(pi || pi_ref), signed (Schulman 2020, 'Approximating KL divergence')."""
     return policy - reference
 
 
@@ -40,7 +40,8 @@ def token_log_probs(
 ) -> Float[Tensor, " scored"]:
     """log softmax(scale * softcapped(hidden @ weight.T + bias))[target] in fp32, without ever holding [scored, vocabulary].
 
-    `scale` is one over the sampling temperature. `softcap` c turns a logit z into c tanh(z / c) before scaling (Gemma 2, arXiv 2408.00118).
+    `scale` is one over the sampling temperature. `softcap` c turns a logit z into c tanh(z / c) before scaling (Gemma 2, arXiv
+    2408.00118).
     With a frozen head the gradient with respect to `hidden` is formed during the forward pass, so nothing is recomputed;
     with a trained head the backward pass recomputes the logits chunk by chunk.
     """

@@ -4,6 +4,6 @@ import hashlib
 
 
 def counted_seed(run_seed: int, purpose: str, *counts: int) -> int:
-    """A 63-bit seed from the run's seed, what it is for, and where: `counted_seed(7, "shuffle", epoch)` is the same in every process."""
+    """A 63-bit seed from the run's seed, its purpose and a place: `counted_seed(7, "shuffle", epoch)` is the same everywhere."""
     text = "/".join([str(run_seed), purpose, *map(str, counts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1

@@ -29,7 +29,7 @@ class Origin:
     file: str
     """The path as the user gave it."""
     row: int
-    """The 1-based line of JSONL and CSV (the line on which the record begins), the 1-based row of JSON arrays, Parquet and Arrow."""
+    """The 1-based line of JSONL and CSV (the line on which the record begins), the 1-based row of JSON arrays, Parquet, Arrow."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.row}"

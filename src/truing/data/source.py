@@ -1,4 +1,4 @@
-"""From trees to the micro-batches of each optimizer step: shuffled, shared between ranks, within a token budget, resumed exactly."""
+"""From trees to the micro-batches of each optimizer step: shuffled, shared by ranks, within a token budget, resumed exactly."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from truing.randomness import counted_seed
 class TreeSource:
     """Endless epochs over a data set of trees.
 
-    Each epoch is a permutation counted from the seed; a step takes the next `batch_size` trees of it (the last step of an epoch what is
+    Each epoch is a permutation counted from the seed; a step takes the next `batch_size` trees of it (an epoch's last step what is
     left), each rank its share, and packs them into micro-batches of at most `micro_tokens` tokens. The state is one number.
     """
 
@@ -55,11 +55,21 @@ class TreeSource:
         chosen = self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return [self.trees[i] for i in chosen]
 
+    def micro_batches(self, step: int, rank: int) -> list[list[Tree]]:
+        """One rank's share of a step, packed."""
+        return pack(self.step_trees(step)[rank :: self.ranks], self.micro_tokens)
+
+    def first_epoch(self) -> Iterator[list[Tree]]:
+        """The micro-batches of the first epoch, of all ranks."""
+        for step in range(self.steps_per_epoch):
+            for rank in range(self.ranks):
+                yield from self.micro_batches(step, rank)
+
     def __iter__(self) -> Iterator[list[TreeBatch]]:
         while True:
-            mine = self.step_trees(self.steps_taken)[self.rank :: self.ranks]
+            groups = self.micro_batches(self.steps_taken, self.rank)
             self.steps_taken += 1
-            yield [TreeBatch.of(group, self.device) for group in pack(mine, self.micro_tokens)]
+            yield [TreeBatch.of(group, self.device) for group in groups]
 
     def state_tensors(self) -> Mapping[str, Tensor]:
         return {}

@@ -55,7 +55,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeSpan:
-    """Where one tree lies in the packed row: the trunk's tokens, then each branch's, as half-open ranges."""
+    """Where one tree lies in the packed row: the trunk's tokens behind the root, then each branch's, as half-open ranges."""
 
     trunk: tuple[int, int]
     branches: tuple[tuple[int, int], ...]
@@ -65,10 +65,14 @@ class TreeSpan:
 class TreeBatch:
     """Many trees in one row of tokens, without padding; responses are numbered through all trees in order.
 
+    What all trunks begin with, such as a system prompt, is the root: it stands once at the front and is computed once for all trees.
+
     Example: two trees of two branches each give four responses; `response` says to which of them each scored token belongs.
     """
 
     trees: tuple[Tree, ...]
+    root: int
+    """Tokens that all trunks share; 0 where there is nothing worth sharing."""
     spans: tuple[TreeSpan, ...]
     tokens: Int[Tensor, " token"]
     positions: Int[Tensor, " token"]
@@ -116,9 +120,10 @@ class TreeBatch:
 
     @classmethod
     def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "TreeBatch":
-        """Lay the trees end to end, each as trunk, then branches."""
-        tokens: list[int] = []
-        positions: list[int] = []
+        """Lay the trees end to end behind their root, each as trunk, then branches."""
+        root = _common_beginning([tree.trunk for tree in trees])
+        tokens: list[int] = list(trees[0].trunk[:root])
+        positions: list[int] = list(range(root))
         source: list[int] = []
         target: list[int] = []
         response: list[int] = []
@@ -128,13 +133,14 @@ class TreeBatch:
         spans: list[TreeSpan] = []
         for number, tree in enumerate(trees):
             start, depth = len(tokens), len(tree.trunk)
-            tokens += tree.trunk
-            positions += range(depth)
+            tokens += tree.trunk[root:]
+            positions += range(root, depth)
+            trunk_end = len(tokens)
             branch_spans: list[tuple[int, int]] = []
             for branch in tree.branches:
                 assert branch.tokens, "an empty response is refused while reading"
                 first = len(tokens)
-                before = [start + depth - 1, *range(first, first + len(branch.tokens) - 1)]
+                before = [trunk_end - 1, *range(first, first + len(branch.tokens) - 1)]
                 scored = [i for i, flag in enumerate(branch.scored) if flag]
                 source += [before[i] for i in scored]
                 target += [branch.tokens[i] for i in scored]
@@ -145,7 +151,7 @@ class TreeBatch:
                 length.append(len(scored))
                 tree_of.append(number)
                 branch_spans.append((first, len(tokens)))
-            spans.append(TreeSpan(trunk=(start, start + depth), branches=tuple(branch_spans)))
+            spans.append(TreeSpan(trunk=(start, trunk_end), branches=tuple(branch_spans)))
 
         def whole(values: Iterable[int]) -> Tensor:
             return torch.tensor(list(values), dtype=torch.long, device=device)
@@ -154,6 +160,7 @@ class TreeBatch:
         margins = [tree.margin for tree in trees]
         return cls(
             trees=tuple(trees),
+            root=root,
             spans=tuple(spans),
             tokens=whole(tokens),
             positions=whole(positions),
@@ -166,6 +173,15 @@ class TreeBatch:
             reference=torch.tensor(references, device=device) if references and len(references) == len(last) else None,
             margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
         )
+
+
+def _common_beginning(trunks: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all trunks share; each keeps at least one of its own, from which its branches are predicted."""
+    if len(trunks) < 2:
+        return 0
+    first, last = min(trunks), max(trunks)  # what the least and the greatest share, all share
+    most = min(map(len, trunks)) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

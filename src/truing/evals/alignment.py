@@ -27,6 +27,8 @@ class Held:
 
     records: tuple[Preference, ...]
     trees: tuple[Tree, ...]
+    places: tuple[int, ...]
+    """Where each of them stands among all held-out trees."""
     chat: ChatTokenizer
 
     @classmethod
@@ -35,7 +37,8 @@ class Held:
         taken: dict[str, int] = {}
         records: list[Preference] = []
         trees: list[Tree] = []
-        for tree in grown:
+        places: list[int] = []
+        for place, tree in enumerate(grown):
             record = rows[tree.key]
             assert isinstance(record, Preference)
             kind = record.tags.get("kind", "")
@@ -43,7 +46,8 @@ class Held:
             if rows_of_kind is None or taken[kind] <= rows_of_kind:
                 records.append(record)
                 trees.append(tree)
-        return cls(records=tuple(records), trees=tuple(trees), chat=chat)
+                places.append(place)
+        return cls(records=tuple(records), trees=tuple(trees), places=tuple(places), chat=chat)
 
     @property
     def kinds(self) -> list[str]:
@@ -85,12 +89,17 @@ def measure(
     held: Held,
     decoding: Decoding,
     *,
+    prefers: list[float] | None,
     kl_prompts: int,
     seed: int,
     tick: Callable[[Mapping[str, float]], None],
 ) -> Measured:
-    """Ask one model everything but its rewards; `reference` is what KL is taken from, None when it is the model itself."""
-    prefers = right_order(response_log_probs(policy, held.trees, budget=BUDGET))
+    """Ask one model everything but its rewards; `reference` is what KL is taken from, None when it is the model itself.
+
+    `prefers` is given where training has measured already which answer of each held-out row the model finds likelier.
+    """
+    if prefers is None:
+        prefers = right_order(response_log_probs(policy, held.trees, budget=BUDGET))
     tick({"accuracy": sum(prefers) / len(prefers)})
     said = sample(policy, held.prompts, decoding, stop_ids=held.chat.stop_ids, seed=seed)
     tick({})

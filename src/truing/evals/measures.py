@@ -1,4 +1,4 @@
-"""What a model does on held-out records, one number a record, so that any interval can be made of it (`truing.evals.statistics`)."""
+"""What a model does on held-out records, one number a record, so that any interval can be made of it (`evals.statistics`)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,29 +10,39 @@ from truing.data.tree import Tree, TreeBatch, pack
 from truing.functional import kl_k1, kl_k3, segment_sum
 from truing.models.heads import RewardModel
 from truing.models.policy import Policy
+from truing.runs.sinks import Tick
 
 
 @torch.no_grad()
 def per_tree(
-    trees: Sequence[Tree], measure: Callable[[TreeBatch], Tensor], *, budget: int, device: torch.device
+    trees: Sequence[Tree],
+    measure: Callable[[TreeBatch], Tensor],
+    *,
+    budget: int,
+    device: torch.device,
+    progress: Tick | None = None,
 ) -> list[list[float]]:
     """`measure` gives one number a response; the result has one list a tree, in the order of the trees."""
     found: list[list[float]] = [[] for _ in trees]
+    done = 0
     for group in pack([replace(tree, key=index) for index, tree in enumerate(trees)], budget):
         batch = TreeBatch.of(group, device)
         for tree, value in zip(batch.tree.tolist(), measure(batch).tolist(), strict=True):
             found[group[tree].key].append(value)
+        done += len(group)
+        if progress:
+            progress(done, len(trees))
     return found
 
 
-def response_log_probs(policy: Policy, trees: Sequence[Tree], *, budget: int) -> list[list[float]]:
+def response_log_probs(policy: Policy, trees: Sequence[Tree], *, budget: int, progress: Tick | None = None) -> list[list[float]]:
     """log pi(y|x) of every branch, summed over its scored tokens."""
-    return per_tree(trees, policy.response_log_probs, budget=budget, device=policy.device)
+    return per_tree(trees, policy.response_log_probs, budget=budget, device=policy.device, progress=progress)
 
 
-def rewards(model: RewardModel, trees: Sequence[Tree], *, budget: int) -> list[list[float]]:
+def rewards(model: RewardModel, trees: Sequence[Tree], *, budget: int, progress: Tick | None = None) -> list[list[float]]:
     """The reward of every branch."""
-    return per_tree(trees, model.scores, budget=budget, device=model.policy.device)
+    return per_tree(trees, model.scores, budget=budget, device=model.policy.device, progress=progress)
 
 
 def right_order(values: Sequence[Sequence[float]]) -> list[float]:
@@ -52,7 +62,7 @@ def nll_per_token(policy: Policy, trees: Sequence[Tree], *, budget: int) -> tupl
 
 
 def kl_estimates(policy: Policy, reference: Policy, trees: Sequence[Tree], *, budget: int) -> tuple[list[float], list[float]]:
-    """k1 and k3, summed over each sampled response: the branches must be samples of `policy` at temperature 1, with full support."""
+    """k1 and k3, summed over each sampled response: the branches are samples of `policy` at temperature 1, with full support."""
 
     def estimate(kind: Callable[[Tensor, Tensor], Tensor]) -> Callable[[TreeBatch], Tensor]:
         def measure(batch: TreeBatch) -> Tensor:

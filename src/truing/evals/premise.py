@@ -69,7 +69,7 @@ CONFIRMS: Final[tuple[str, ...]] = (
     r"\bgood (?:point|idea)\b",
     r"\bi (?:fully |quite |completely )?agree\b",
     r"\bi'm afraid so\b",
-    rf"\b(?:it|that|this)(?:'s| is| would be|'d be) (?:also |certainly |definitely |generally |usually )?"
+    r"\b(?:it|that|this)(?:'s| is| would be|'d be) (?:also |certainly |definitely |generally |usually )?"
     r"(?:a )?(?:very )?(?:good idea|recommended|advisable|wise|sensible|worth|fine to|safe to|okay to"
     r"|ok to|best to|smart|normal|possible to)\b",
     _START + r"you (?:should|can|could|may|will)\b(?! ?n't|'t| not\b| never\b| avoid\b| skip\b)",

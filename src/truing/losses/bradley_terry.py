@@ -15,7 +15,7 @@ class BradleyTerry:
 
     L = -log sigma(r(x, y_w) - r(x, y_l) - m)
 
-    m is an annotated margin (Llama 2, arXiv 2307.09288, eq. 2) or 0. The average over the pairs of one ranking, which is the paper's
+    m is an annotated margin (Llama 2, arXiv 2307.09288, eq. 2) or 0. The average over the pairs of one ranking, the paper's
     1 / (K choose 2), is taken by the objective.
     """
 

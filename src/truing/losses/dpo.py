@@ -22,7 +22,7 @@ class DPO:
 
     needs_reference: ClassVar[bool] = True
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the pull towards the reference: the coefficient of the KL term that the loss optimises implicitly. Customary: 0.01 to 0.5."""
+    """Strength of the pull towards the reference: the coefficient of the KL term implied by the loss. Customary: 0.01 to 0.5."""
 
     def __call__(self, logps: PairLogps) -> Float[Tensor, " pair"]:
         ratio = logps.log_ratios()

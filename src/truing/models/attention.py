@@ -1,4 +1,4 @@
-"""Tree attention: each branch sees its own trunk and itself, never a sibling or another tree.
+"""Tree attention: each branch sees the common root, its own trunk and itself, never a sibling or another tree.
 
 Exact softmax attention over the packed row of a `TreeBatch`, block by block, on any device. No mask of [token, token] is ever made:
 a block of queries meets the keys that all of it may see, then a tail of keys under a small mask. Nothing of the size of the
@@ -86,27 +86,34 @@ class Bucket:
     """The tokens in them."""
     hidden: Float[Tensor, "tree one one_ slot slot_"]
     """Added to the scores: minus infinity where a query does not see a key."""
+    root: int
+    """The first tokens of the row, which every query here sees."""
 
     def mask(self, scores: Float[Tensor, "row query key"], positions: Tensor, window: int | None) -> None:
         trees, slots = self.index.shape
-        grouped = scores.view(trees, -1, scores.shape[1] // slots, slots, slots)
-        grouped += self.hidden
+        grouped = scores.view(trees, -1, scores.shape[1] // slots, slots, self.root + slots)
+        grouped[..., self.root :] += self.hidden
         if window is not None:
             at = positions[self.index]
-            far = (at[:, :, None] - at[:, None, :] >= window) & self.real[:, :, None]
+            seen = torch.cat([positions[: self.root].expand(trees, -1), at], dim=1)
+            far = (at[:, :, None] - seen[:, None, :] >= window) & self.real[:, :, None]
             grouped.masked_fill_(far[:, None, None], float("-inf"))
 
     def rows(self, tensor: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
         """[tree x keyhead, head of it x slot, width]"""
-        trees, slots = self.index.shape
+        trees = len(self.index)
         return tensor[self.index].transpose(1, 2).reshape(trees * keyheads, -1, tensor.shape[-1])
 
     def seen(self, tensor: Float[Tensor, "token keyhead width"]) -> Tensor:
-        return self.rows(tensor, tensor.shape[1])
+        """[tree x keyhead, root and slot, width]"""
+        trees = len(self.index)
+        own = tensor[self.index]
+        parts = torch.cat([tensor[: self.root].expand(trees, -1, -1, -1), own], dim=1) if self.root else own
+        return parts.transpose(1, 2).reshape(trees * tensor.shape[1], -1, tensor.shape[-1])
 
     def arriving(self, gradient: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
         """As `rows`, but zero in empty slots: nothing flows back through them."""
-        trees, slots = self.index.shape
+        trees = len(self.index)
         rows = gradient[self.index].mul_(self.real[..., None, None])
         return rows.transpose(1, 2).reshape(trees * keyheads, -1, gradient.shape[-1])
 
@@ -116,6 +123,10 @@ class Bucket:
         total.index_copy_(0, self.tokens, by_slot.index_select(0, self.places).to(total.dtype))
 
     def add(self, total: Float[Tensor, "token keyhead width"], seen: Tensor) -> None:
+        if self.root:
+            of_tree = seen.view(len(self.index), total.shape[1], -1, total.shape[-1])
+            total[: self.root] += of_tree[:, :, : self.root].sum(0).transpose(0, 1)
+            seen = of_tree[:, :, self.root :].reshape(seen.shape[0], -1, total.shape[-1])
         self.put(total, seen)
 
 
@@ -132,24 +143,26 @@ class Layout:
     @classmethod
     def of(cls, batch: TreeBatch, block: int = BLOCK) -> "Layout":
         device = batch.tokens.device
-        blocks: list[Block] = []
+        root = ((0, batch.root),) if batch.root else ()
+        blocks: list[Block] = _long_run(root[0], (), block, device) if root else []
         short: list[TreeSpan] = []
         for span in batch.spans:
             if _size(span) <= block:
                 short.append(span)
                 continue
-            blocks += _long_run(span.trunk, (), block, device)
+            blocks += _long_run(span.trunk, root, block, device)
             for branch in span.branches:
-                blocks += _long_run(branch, (span.trunk,), block, device)
+                blocks += _long_run(branch, (*root, span.trunk), block, device)
         short.sort(key=_size)
-        bucket: list[TreeSpan] = []
+        together: list[TreeSpan] = []
         for span in short:
-            if bucket and (_size(span) > SPREAD * _size(bucket[0]) or (len(bucket) + 1) * _size(span) ** 2 > BUCKET_SCORES):
-                blocks.append(_bucket(bucket, device))
-                bucket = []
-            bucket.append(span)
-        if bucket:
-            blocks.append(_bucket(bucket, device))
+            crowded = (len(together) + 1) * _size(span) * (batch.root + _size(span)) > BUCKET_SCORES
+            if together and (crowded or _size(span) > SPREAD * _size(together[0])):
+                blocks.append(_bucket(together, batch.root, device))
+                together = []
+            together.append(span)
+        if together:
+            blocks.append(_bucket(together, batch.root, device))
         return cls(blocks=tuple(blocks), positions=batch.positions)
 
 
@@ -167,7 +180,7 @@ def _long_run(run: tuple[int, int], before: tuple[tuple[int, int], ...], block: 
     return pieces
 
 
-def _bucket(spans: Sequence[TreeSpan], device: torch.device) -> Bucket:
+def _bucket(spans: Sequence[TreeSpan], root: int, device: torch.device) -> Bucket:
     slots = max(map(_size, spans))
     index = torch.empty(len(spans), slots, dtype=torch.long)
     hidden = torch.full((len(spans), slots, slots), float("-inf"))
@@ -187,6 +200,7 @@ def _bucket(spans: Sequence[TreeSpan], device: torch.device) -> Bucket:
         places=real.flatten().nonzero().squeeze(1).to(device),
         tokens=index[real].to(device),
         hidden=hidden[:, None, None].to(device),
+        root=root,
     )
 
 

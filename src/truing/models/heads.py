@@ -14,7 +14,8 @@ from truing.randomness import counted_seed
 class RewardModel(nn.Module):
     """r(x, y): a linear head, in fp32, on the hidden state of the response's last token.
 
-    The head's weight starts as N(0, 1/(d+1)), its bias 0 (Stiennon et al. 2020, arXiv 2009.01325; Huang et al. 2024, arXiv 2403.17031).
+    The head's weight starts as N(0, 1/(d+1)), its bias as 0 (Stiennon et al. 2020, arXiv 2009.01325; Huang et al. 2024, arXiv
+    2403.17031).
     """
 
     def __init__(self, policy: Policy, *, seed: int = 0) -> None:
@@ -44,5 +45,5 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def centre(self, mean: float) -> None:
-        """Shift rewards so that what scored `mean` scores 0 (arXiv 2009.01325): their scale is arbitrary, their zero is then the demonstrations."""
-        self.head.bias -= mean
+        """Shift rewards so that what scored `mean` scores 0: their zero is then the demonstrations (arXiv 2009.01325)."""
+        self.head.bias.sub_(mean)

@@ -45,7 +45,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int) -> None:
         names = [name for name in names if re.search(lora.targets, name)]
     if not names:
         raise ValueError(
-            f"lora.targets={lora.targets!r} matches no linear layer of {type(model).__name__}: use all-linear or a name such as q_proj"
+            f"lora.targets={lora.targets!r} matches no linear layer of {type(model).__name__}: use all-linear or a name like q_proj"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(seed, "adapter"))

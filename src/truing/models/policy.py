@@ -136,8 +136,9 @@ class Probed:
 def probe(model: PreTrainedModel) -> Probed:
     """Compare tree and chunked-head log-probabilities with the model's own logits on small trees; keep what agrees.
 
-    The model's own padded forward pass is the truth. The trees are longer than one (small) attention block and have branches of unequal
-    length. Rewriting one branch must leave every other response untouched, to the last bit: this finds leaks that rounding would hide.
+    The model's own padded forward pass is the truth. The trees are longer than one (small) attention block and have branches of
+    unequal length. Rewriting one branch must leave every other response untouched, to the last bit: this finds leaks that rounding
+    would hide.
     """
     attention.register()
     before = model.config._attn_implementation
@@ -191,11 +192,13 @@ def _probe_trees(vocabulary: int, rewritten: int | None = None) -> Sequence[Tree
     def run(start: int, count: int) -> tuple[int, ...]:
         return tuple((start * 7919 + i * 104729) % vocabulary for i in range(count))
 
+    root = run(50, 4)
+
     def branch(number: int, count: int) -> Branch:
         return Branch(tokens=run(number + (100 if number == rewritten else 10), count), scored=(True,) * count)
 
     return (
-        Tree(trunk=run(1, 3), branches=(branch(0, 4), branch(1, 3), branch(2, 1))),
-        Tree(trunk=run(2, 2), branches=(branch(3, 3),)),
-        Tree(trunk=run(3, PROBE_BLOCK + 3), branches=(branch(4, 9), branch(5, PROBE_BLOCK + 2))),
+        Tree(trunk=root + run(1, 3), branches=(branch(0, 4), branch(1, 3), branch(2, 1))),
+        Tree(trunk=root + run(2, 2), branches=(branch(3, 3),)),
+        Tree(trunk=root + run(3, PROBE_BLOCK + 3), branches=(branch(4, 9), branch(5, PROBE_BLOCK + 2))),
     )

@@ -1,18 +1,18 @@
 """log pi_ref of every response, computed before the first step and kept: no second model is held while training.
 
-The reference is the policy as it stands in memory when training starts, with any adapter switched off. Results are stored by the hash of
-its weights and of the tokens themselves, so changed data or another model misses the store.
+The reference is the policy as it stands in memory when training starts, with any adapter switched off. Results are stored by the
+hash of its weights and of the tokens themselves, so changed data or another model misses the store.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
 
-from truing.data.tree import Tree, TreeBatch, pack
+from truing.data.tree import Tree, TreeBatch
 from truing.models.load import weights_hash
 from truing.models.lora import adapter_off
 from truing.models.policy import Policy
@@ -22,36 +22,37 @@ from truing.runs.durable import write_file
 def with_reference(
     policy: Policy,
     trees: Sequence[Tree],
+    groups: Iterable[Sequence[Tree]],
     *,
-    budget: int,
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Tree]:
     """The same trees, each with its branches' log-probabilities under the reference.
 
-    `budget` is the number of tokens in one forward pass; `store` a folder that keeps results between runs; `progress` is told
-    how many of how many trees are done.
+    `groups` says which trees share a forward pass. Given the micro-batches of the first epoch, policy and reference are rounded alike,
+    so that the first loss of DPO is ln 2 to the last bit in bf16 too. `store` is a folder that keeps results between runs.
     """
     path = store / f"{_policy_key(policy)}.safetensors" if store else None
     known = _read(path) if path else {}
-    keys = [_tree_key(tree) for tree in trees]
-    missing = [replace(tree, key=index) for index, tree in enumerate(trees) if keys[index] not in known]
-    done = len(trees) - len(missing)
-    for group in pack(missing, budget):
+    keys = {tree: _tree_key(tree) for tree in trees}
+    stored, done = len(known), 0
+    for group in groups:
+        done += len(group)
+        if all(keys[tree] in known for tree in group):
+            continue
         batch = TreeBatch.of(group, policy.device)
         with torch.no_grad(), adapter_off(policy.model):
             values = policy.response_log_probs(batch).tolist()
         at = 0
         for tree in group:
-            known[keys[tree.key]] = tuple(values[at : at + len(tree.branches)])
+            known[keys[tree]] = tuple(values[at : at + len(tree.branches)])
             at += len(tree.branches)
-        done += len(group)
         if progress:
             progress(done, len(trees))
-    if path and missing:
+    if path and len(known) > stored:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, _bytes(known))
-    return [replace(tree, reference=known[key]) for tree, key in zip(trees, keys, strict=True)]
+    return [replace(tree, reference=known[keys[tree]]) for tree in trees]
 
 
 def _policy_key(policy: Policy) -> str:

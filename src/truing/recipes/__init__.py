@@ -1,4 +1,4 @@
-"""Recipes wire the parts into methods that run; this table names them. Importing it is cheap: a recipe is loaded when it is used."""
+"""Recipes wire the parts into methods that run; this table names them. Importing it is cheap: a recipe is loaded when used."""
 
 from importlib import import_module
 from types import ModuleType

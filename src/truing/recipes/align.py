@@ -22,7 +22,7 @@ from truing.models.load import load_tokenizer
 from truing.models.lora import LoRA
 from truing.recipes import preference, reward_model, sft
 from truing.recipes.examples import examples
-from truing.recipes.fit import load_policy, load_reward_model, model_folder, model_path
+from truing.recipes.fit import AFTER, BEFORE, load_policy, load_reward_model, model_folder, model_path
 from truing.recipes.settings import Data, Optimizer, torch_dtype
 from truing.records import Preference
 from truing.rollouts.sampler import Decoding
@@ -59,8 +59,8 @@ class Config:
     """Seed of everything random."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Dtype of the weights."""
-    lora: LoRA | None = field(default_factory=LoRA)
-    """Low-rank adapters for all three trainings; null trains all weights."""
+    lora: LoRA | None = field(default_factory=lambda: LoRA(targets=r"layers\.(1[5-9]|2\d)\."))
+    """Low-rank adapters for all three trainings; null trains all weights. Upper half only: nothing flows back through the lower."""
     micro_tokens: Annotated[int, Field(gt=0)] = 2048
     """Tokens computed at once; memory grows with it, results do not change."""
     loss: Annotated[PairLoss, OneOf(PAIR_LOSSES)] = field(default_factory=DPO)
@@ -71,11 +71,11 @@ class Config:
     """The reward model, from the SFT model."""
     preference: Stage = field(default_factory=lambda: Stage(lr=2e-4))
     """Preference optimisation, from the SFT model."""
-    answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=48))
+    answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=40))
     """How the held-out prompts are answered for the comparison."""
     evaluate_rows: Annotated[int, Field(gt=0)] | None = None
     """Compare on the first so many held-out rows of each kind; null uses all."""
-    kl_prompts: Annotated[int, Field(gt=0)] = 48
+    kl_prompts: Annotated[int, Field(gt=0)] = 32
     """Held-out prompts on which the divergence from the SFT model is estimated, by samples at temperature 1."""
 
 
@@ -118,6 +118,7 @@ def _stages(config: Config) -> dict[str, Callable[[Sequence[Sink]], Path]]:
             "micro_tokens": config.micro_tokens,
             "save_every": 10,
             "evaluate_every": 0,
+            "measure_before": name == "preference",
             "optimizer": Optimizer(lr=stage.lr),
         }
 
@@ -143,6 +144,7 @@ def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
     held = Held.of(rows.records, rows.trees, chat, config.evaluate_rows)
     for sink in sinks:
         sink.stage("evaluation", 3 * len(models))
+    measured_in_training = {"sft": config.run / "preference" / BEFORE, "tuned": config.run / "preference" / AFTER}
     step = 0
 
     def tick(metrics: Mapping[str, float]) -> None:
@@ -162,8 +164,10 @@ def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
             continue
         policy, _ = load_policy(model_path(place) if isinstance(place, Path) else place, dtype)
         reference = None if name == "sft" else load_policy(model_path(config.run / "sft"), dtype)[0]
+        outcomes = json.loads(measured_in_training[name].read_bytes())["outcomes"] if name in measured_in_training else None
+        prefers = None if outcomes is None else [outcomes[place] for place in held.places]
         measured = alignment.measure(
-            policy, reference, held, config.answers, kl_prompts=config.kl_prompts, seed=config.seed, tick=tick
+            policy, reference, held, config.answers, prefers=prefers, kl_prompts=config.kl_prompts, seed=config.seed, tick=tick
         )
         found[name] = measured
         write_file(path, to_json(measured.as_json()))

@@ -11,12 +11,14 @@ from truing.config import describe, dotted, load, sweep
 from truing.data.chat import ChatTokenizer
 from truing.losses import PAIR_LOSSES
 from truing.models.load import load_tokenizer
-from truing.recipes import RECIPES, align as align_recipe, module_of
+from truing.recipes import RECIPES, module_of
+from truing.recipes import align as align_recipe
 from truing.recipes.examples import Examples, asked, examples
 from truing.recipes.fit import load_policy, model_folder
 from truing.recipes.settings import Shared, torch_dtype
 from truing.records import Demonstration, Message, Preference, Ranking, Record
-from truing.rollouts.sampler import Decoding, sample as draw
+from truing.rollouts.sampler import Decoding
+from truing.rollouts.sampler import sample as draw
 from truing.runs.sinks import Sink
 from truing.settings_text import read_file
 

@@ -13,7 +13,6 @@ from truing.recipes.settings import Data
 from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record
 from truing.runs.durable import make_folder
 
-
 PACKAGED = {"everyday": Path(__file__).parent / "everyday" / "preferences.csv"}
 """Data sets that come with the package, by the name that `data.path` knows them under."""
 

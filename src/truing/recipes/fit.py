@@ -1,6 +1,6 @@
 """Fitting one model: what the training recipes have in common, from settings to a finished run with its result.
 
-A recipe says what a batch asks (`Plan`); everything else (loading, adapters, reference, the loop, saving, before and after) is here.
+A recipe says what a batch asks (`Plan`); all else (loading, adapters, reference, the loop, saving, before and after) is here.
 """
 
 import json
@@ -14,7 +14,6 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from truing.config import dotted
 from truing.data.chat import ChatTokenizer
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch, pack
@@ -32,12 +31,13 @@ from truing.records import Record
 from truing.runs.durable import STAGING, remove, to_json, write_file
 from truing.runs.read import read_status
 from truing.runs.run import Run
-from truing.runs.sinks import Sink
+from truing.runs.sinks import Sink, Tick, counted
 from truing.train.checkpoint import Checkpoints, seed_random_states
 from truing.train.learner import Learner
 from truing.train.loop import train
 
-MODEL, RESULT, BEFORE, HEAD = "model", "result.json", "held_out_before.json", "reward_head.safetensors"
+MODEL, RESULT, HEAD = "model", "result.json", "reward_head.safetensors"
+BEFORE, AFTER = "held_out_before.json", "held_out_after.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Plan:
     objective: Objective
     optimizer: Optimizer
     model: Callable[[Policy], nn.Module]
-    outcomes: Callable[[nn.Module, Sequence[Tree]], list[float]] | None
+    outcomes: Callable[[nn.Module, Sequence[Tree], Tick], list[float]] | None
     """For each held-out tree 1 where the model orders its responses rightly, 0 where not, between for ties and rankings."""
     needs_reference: bool = False
 
@@ -66,8 +66,8 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     if shared.lora:
         add_lora(policy.model, shared.lora, seed=shared.seed)
     model = plan.model(policy)
-    source_trees, held_out = found.train.trees, found.held_out.trees
-    steps = -(-len(source_trees) // shared.batch_size) * shared.epochs
+    held_out = found.held_out.trees
+    steps = -(-len(found.train.trees) // shared.batch_size) * shared.epochs
     run = Run.open(
         folder,
         {"method": plan.method, **resolved},
@@ -83,13 +83,13 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
             return folder
         for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
             run.message(line)
-        before = _before(folder, plan, model, held_out)
-        if plan.needs_reference:
-            source_trees = with_reference(policy, source_trees, budget=2 * shared.micro_tokens, store=folder / "reference")
-            held_out = with_reference(policy, held_out, budget=2 * shared.micro_tokens, store=folder / "reference")
-        learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
+
+        def bar(what: str) -> Tick:
+            return counted(sinks if world.rank == 0 else (), f"{folder.name}: {what}")
+
+        before = _before(folder, plan, model, held_out, bar("held out, before")) if shared.measure_before else None
         source = TreeSource(
-            source_trees,
+            found.train.trees,
             batch_size=shared.batch_size,
             micro_tokens=shared.micro_tokens,
             seed=shared.seed,
@@ -97,6 +97,14 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
             ranks=world.size,
             device=device(),
         )
+        if plan.needs_reference:
+            store = folder / "reference"
+            reference = with_reference(policy, source.trees, source.first_epoch(), store=store, progress=bar("reference"))
+            source.trees = tuple(reference)
+            if shared.evaluate_every:
+                groups = pack(held_out, shared.micro_tokens)
+                held_out = with_reference(policy, held_out, groups, store=store)
+        learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
 
         def evaluate() -> dict[str, float]:
             return averages(model, plan.objective, held_out, shared.micro_tokens)
@@ -104,7 +112,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         seed_random_states(shared.seed)
         train(run, learner, plan.objective, source, evaluate=evaluate if held_out else None)
         # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
-        result = _result(plan, model, held_out, before, found)
+        result = _result(folder, plan, model, before, found, bar("held out, after"))
         _save(folder, model, found, chat, start)
         write_file(folder / RESULT, to_json(result, indent=2))
     return folder
@@ -150,13 +158,13 @@ def averages(model: nn.Module, objective: Objective, trees: Sequence[Tree], budg
     return {name: mean.sum / mean.count for name, mean in metrics.items()}
 
 
-def _before(folder: Path, plan: Plan, model: nn.Module, held_out: Sequence[Tree]) -> list[float] | None:
+def _before(folder: Path, plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: Tick) -> list[float] | None:
     """Held-out outcomes of the untrained model, measured once, since a continued run no longer has it."""
     if plan.outcomes is None or not held_out:
         return None
     path = folder / BEFORE
     if not path.is_file():
-        write_file(path, to_json({"outcomes": plan.outcomes(model, held_out)}))
+        write_file(path, to_json({"outcomes": plan.outcomes(model, held_out, progress)}))
     outcomes: list[float] = json.loads(path.read_bytes())["outcomes"]
     return outcomes
 
@@ -177,8 +185,8 @@ def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, 
 
 
 def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:
-    """Mean reward of the responses that stand first: the demonstrations' zero."""
-    total = 0.0
+    """Mean reward of the responses that stand first, over at most 64 trees: the demonstrations' zero."""
+    total, trees = 0.0, trees[:: -(-len(trees) // 64)]
     with torch.no_grad():
         for group in pack(trees, 4096):
             batch = TreeBatch.of(group, device())
@@ -187,21 +195,21 @@ def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:
     return total / len(trees)
 
 
-def _result(plan: Plan, model: nn.Module, held_out: Sequence[Tree], before: list[float] | None, found: Examples) -> dict[str, Any]:
+def _result(
+    folder: Path, plan: Plan, model: nn.Module, before: list[float] | None, found: Examples, progress: Tick
+) -> dict[str, Any]:
     """What `result.json` says: how much was trained on, and held-out accuracy before and after."""
+    held_out = found.held_out.trees
     result: dict[str, Any] = {"method": plan.method, "train": len(found.train.trees), "held_out": len(held_out)}
-    if before is not None and plan.outcomes is not None:
-        after = plan.outcomes(model, held_out)
-        result["accuracy_before"] = shown(win_rate(before))
+    if plan.outcomes is not None and held_out:
+        after = plan.outcomes(model, held_out, progress)
+        write_file(folder / AFTER, to_json({"outcomes": after}))
         result["accuracy_after"] = shown(win_rate(after))
-        result["accuracy_gain"] = shown(paired_difference(after, before, seed=0))
+        if before is not None:
+            result["accuracy_before"] = shown(win_rate(before))
+            result["accuracy_gain"] = shown(paired_difference(after, before, seed=0))
     return result
 
 
 def shown(estimate: Estimate) -> dict[str, float | int]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-
-
-def describe(resolved: Mapping[str, object]) -> str:
-    """One line a setting, for `truing check`."""
-    return "\n".join(f"  {key} = {value}" for key, value in dotted(resolved).items())

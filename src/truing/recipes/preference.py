@@ -17,7 +17,7 @@ from truing.objectives import PairedPreference
 from truing.recipes.fit import Plan, fit
 from truing.recipes.settings import Optimizer, Shared
 from truing.records import Preference
-from truing.runs.sinks import Sink
+from truing.runs.sinks import Sink, Tick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Config(Shared):
 
 
 def plan(config: Config) -> Plan:
-    def outcomes(model: nn.Module, trees: Sequence[Tree]) -> list[float]:
+    def outcomes(model: nn.Module, trees: Sequence[Tree], progress: Tick) -> list[float]:
         assert isinstance(model, Policy)
-        return right_order(response_log_probs(model, trees, budget=2 * config.micro_tokens))
+        return right_order(response_log_probs(model, trees, budget=2 * config.micro_tokens, progress=progress))
 
     name = next(name for name, loss in PAIR_LOSSES.items() if isinstance(config.loss, loss))
     return Plan(

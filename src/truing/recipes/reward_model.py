@@ -14,7 +14,7 @@ from truing.objectives import RewardRanking
 from truing.recipes.fit import Plan, fit
 from truing.recipes.settings import Optimizer, Shared
 from truing.records import Preference, Ranking
-from truing.runs.sinks import Sink
+from truing.runs.sinks import Sink, Tick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class Config(Shared):
 
 
 def plan(config: Config) -> Plan:
-    def outcomes(model: nn.Module, trees: Sequence[Tree]) -> list[float]:
+    def outcomes(model: nn.Module, trees: Sequence[Tree], progress: Tick) -> list[float]:
         assert isinstance(model, RewardModel)
-        return right_order(rewards(model, trees, budget=2 * config.micro_tokens))
+        return right_order(rewards(model, trees, budget=2 * config.micro_tokens, progress=progress))
 
     return Plan(
         method="reward_model",

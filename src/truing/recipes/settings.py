@@ -17,7 +17,7 @@ class Data:
     """Example: `Data(path="pairs.jsonl")`."""
 
     path: str
-    """A file (JSONL, JSON, CSV, TSV, Parquet, Arrow, also gzipped), a hub data set, or everyday (packaged); its format is recognised."""
+    """A file (JSONL, JSON, CSV, TSV, Parquet, Arrow, also gzipped), a hub data set, or everyday (packaged); its format is found."""
     mapping: Mapping[str, str] = field(default_factory=dict)
     """Our column names to the file's, where they differ, such as {chosen: best}."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -54,7 +54,7 @@ class Shared:
     seed: int = 0
     """Seed of everything random: order, adapters, heads, samples."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Dtype of the weights; auto is bf16 where the machine computes in it, else fp32. bf16 keeps fp32 masters of what is trained."""
+    """Dtype of the weights; auto is bf16 where the machine computes in it, else fp32. bf16 keeps fp32 masters of trained weights."""
     lora: LoRA | None = None
     """Train low-rank adapters (`lora.rank=16`); null trains all weights."""
     epochs: Annotated[int, Field(gt=0)] = 1
@@ -69,6 +69,8 @@ class Shared:
     """Steps between checkpoints; 0 saves only at the end and when stopped."""
     evaluate_every: Annotated[int, Field(ge=0)] = 50
     """Steps between held-out evaluations (also before the first and after the last step); 0 is never."""
+    measure_before: bool = True
+    """Measure held-out accuracy before training too, for the gain; costs one pass over the held-out rows."""
 
 
 def torch_dtype(name: Literal["auto", "fp32", "bf16"]) -> torch.dtype:

@@ -1,4 +1,8 @@
-"""Sampling from a policy in this process, by transformers' own generation with a key-value cache."""
+"""Sampling from a policy in this process: prompts read as trees, then all rows one token a step, finished rows leaving at once.
+
+For a model in the plain layout, transformers' own generation. Left out: prompts that wait for a row to become free; they start
+when a whole batch is done.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,12 +10,26 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
+from truing.data.tree import Branch, Tree, TreeBatch, pack
+from truing.models import attention
 from truing.models.policy import Policy
+from truing.models.policy import _decoder as decoder
 from truing.randomness import counted_seed
 from truing.records import Completion
+from truing.rollouts import cache
+from truing.rollouts.cache import Cache, Stage
+
+READ_TOKENS = 4096
+"""Prompt tokens that pass through the model at once."""
+SLOTS = 32768
+"""Tokens whose keys and values are held at once, a prompt longer than that set aside: 0.76 GB for SmolLM2-135M in bf16."""
+CHUNK_ELEMENTS = 1 << 20
+"""Probabilities that are summed up at once, in fp64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,46 +50,175 @@ def sample(
     *,
     stop_ids: frozenset[int],
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """One completion a prompt, in the order of the prompts. Prompts of like length share a batch, padded on the left."""
+    """One completion a prompt, in the order of the prompts; prompts of like length go together, at most `batch_size` at once.
+
+    What is drawn for a prompt depends on the seed and its place among the prompts, not on the batch (but for rounding).
+    """
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {number} is empty: a model needs at least one token to go on from")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, Completion] = {}
     with _generating(policy):
-        for number, start in enumerate(range(0, len(order), batch_size)):
-            rows = order[start : start + batch_size]
-            drawn = _draw(policy, [prompts[i] for i in rows], decoding, stop_ids, counted_seed(seed, "sample", number))
-            found |= dict(zip(rows, drawn, strict=True))
-            if progress:
-                progress(len(found), len(prompts))
+        for rows in _batches(order, prompts, decoding.max_tokens, batch_size):
+            asked = {i: prompts[i] for i in rows}
+            answer = _decode if policy.layout == "tree" else _generate
+            for i, tokens in answer(policy, asked, decoding, stop_ids, seed):
+                found[i] = _completion(tokens, stop_ids)
+                if progress:
+                    progress(len(found), len(prompts))
     return [found[i] for i in range(len(prompts))]
+
+
+def _batches(order: Sequence[int], prompts: Sequence[tuple[int, ...]], max_tokens: int, batch_size: int) -> Iterator[list[int]]:
+    """Neighbours in the order, as many as rows and slots allow."""
+    batch: list[int] = []
+    for i in order:
+        slots = len(prompts[i]) + max_tokens
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * slots > SLOTS):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 @contextmanager
 def _generating(policy: Policy) -> Iterator[None]:
-    """The model with an attention that knows caches and without decoding settings of its own, and as it was again afterwards."""
+    """The model with the attention of rollouts, or without decoding settings of its own, and as it was again afterwards."""
     model = policy.model
-    attention, settings = model.config._attn_implementation, model.generation_config
-    model.generation_config = GenerationConfig()
-    if policy.layout == "tree":
-        model.set_attn_implementation("sdpa")
+    own, settings = model.config._attn_implementation, model.generation_config
+    cache.register()
     try:
+        if policy.layout == "tree":
+            model.set_attn_implementation(cache.NAME)
+        else:
+            model.generation_config = GenerationConfig()
         yield
     finally:
         model.generation_config = settings
         if policy.layout == "tree":
-            model.set_attn_implementation(attention)
+            model.set_attn_implementation(own)
 
 
-def _draw(
-    policy: Policy, prompts: Sequence[tuple[int, ...]], decoding: Decoding, stop_ids: frozenset[int], seed: int
-) -> list[Completion]:
-    longest = max(map(len, prompts))
+def _decode(
+    policy: Policy, prompts: dict[int, tuple[int, ...]], decoding: Decoding, stop_ids: frozenset[int], seed: int
+) -> Iterator[tuple[int, list[int]]]:
+    """The tokens of each answer as it ends, under its prompt's number."""
+    slots = max(map(len, prompts.values())) + decoding.max_tokens
+    store = Cache(rows=len(prompts), slots=slots, device=policy.device)
+    logits, order = _read(policy, prompts, store)
+    said: dict[int, list[int]] = {i: [] for i in prompts}
+    while True:
+        seeds = [counted_seed(seed, "sample", i, len(said[i])) for i in order]
+        chosen = _choose(logits, decoding.temperature, seeds)
+        going = []
+        for row, (i, token) in enumerate(zip(order, chosen, strict=True)):
+            said[i].append(token)
+            if token in stop_ids or len(said[i]) == decoding.max_tokens:
+                yield i, said[i]
+            else:
+                going.append(row)
+        if not going:
+            return
+        if len(going) < len(order):
+            order = [order[row] for row in store.keep(going)]
+        step = store.step()
+        tokens = torch.tensor([said[i][-1] for i in order], device=policy.device)
+        logits = _logits(policy, _hidden(policy, tokens, step.positions, step))
+
+
+def _read(policy: Policy, prompts: dict[int, tuple[int, ...]], store: Cache) -> tuple[Float[Tensor, "row vocabulary"], list[int]]:
+    """The logits after each prompt, and the prompts' numbers in the order of their rows."""
+    trees, numbers = _as_trees(prompts)
+    hidden, order = [], []
+    for group in pack(trees, READ_TOKENS):
+        batch = TreeBatch.of(group, policy.device)
+        reading = store.reading(batch)
+        hidden.append(_hidden(policy, batch.tokens, batch.positions, reading)[reading.last])
+        order += [i for tree in group for i in numbers[tree.key]]
+    return _logits(policy, torch.cat(hidden)), order
+
+
+def _as_trees(prompts: dict[int, tuple[int, ...]]) -> tuple[list[Tree], list[list[int]]]:
+    """Prompts that begin alike as branches of one trunk, where that saves tokens; and by tree, the numbers of its prompts."""
+    trees: list[Tree] = []
+    numbers: list[list[int]] = []
+    for i in sorted(prompts, key=lambda i: prompts[i]):
+        if trees:
+            together = [prompts[j] for j in [*numbers[-1], i]]
+            if _shared(together):
+                tree = _tree(together, len(trees) - 1)
+                most = max(attention.BLOCK, 2 * len(tree.trunk))
+                if tree.size < trees[-1].size + len(prompts[i]) and tree.size <= most:
+                    trees[-1] = tree
+                    numbers[-1].append(i)
+                    continue
+        trees.append(_tree([prompts[i]], len(trees)))
+        numbers.append([i])
+    return trees, numbers
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all begin with, short of the whole of any; sorted, so the first and the last tell."""
+    most = min(map(len, prompts)) - 1
+    return next((n for n in range(most) if prompts[0][n] != prompts[-1][n]), most)
+
+
+def _tree(prompts: Sequence[tuple[int, ...]], key: int) -> Tree:
+    if len(prompts[0]) == 1:
+        return Tree(trunk=prompts[0], branches=(), key=key)
+    shared = _shared(prompts)
+    branches = tuple(Branch(tokens=p[shared:], scored=(False,) * (len(p) - shared)) for p in prompts)
+    return Tree(trunk=prompts[0][:shared], branches=branches, key=key)
+
+
+def _hidden(policy: Policy, tokens: Int[Tensor, " token"], positions: Int[Tensor, " token"], stage: Stage) -> Tensor:
+    output = decoder(policy.model)(input_ids=tokens[None], position_ids=positions[None], use_cache=False, tree_layout=stage)
+    states: Tensor = output.last_hidden_state[0]
+    return states
+
+
+def _logits(policy: Policy, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row vocabulary"]:
+    """In fp32, as the policy's own log-probabilities take them."""
+    logits: Tensor = policy.model.get_output_embeddings()(hidden).float()
+    softcap = getattr(policy.model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _choose(logits: Float[Tensor, "row vocabulary"], temperature: float, seeds: Sequence[int]) -> list[int]:
+    """The next token of each row. Raises ValueError when the model says NaN."""
+    best, likeliest = logits.max(-1)
+    if not best.isfinite().all():
+        raise ValueError("the model's logits are NaN or infinite: its training has diverged; take an earlier checkpoint")
+    if temperature == 0:
+        chosen: list[int] = likeliest.tolist()
+        return chosen
+    # One number a row, from its seed alone, and the place where the running sum of probabilities passes it. The sum is in fp64:
+    # in fp32 it would swallow the many tokens that are less likely than 1e-7, and with them part of the support.
+    numbers = torch.tensor([(seed >> 10) * 2.0**-53 for seed in seeds], dtype=torch.float64, device=logits.device)
+    chosen = []
+    for rows in torch.arange(len(logits)).split(max(1, CHUNK_ELEMENTS // logits.shape[1])):
+        at = slice(int(rows[0]), int(rows[-1]) + 1)
+        weights = logits[at].sub_(best[at, None]).div_(temperature).exp_()
+        sums = weights.cumsum(-1, dtype=torch.float64)
+        drawn = torch.searchsorted(sums, numbers[at, None] * sums[:, -1:], right=True).squeeze(1)
+        chosen += drawn.clamp_(max=logits.shape[1] - 1).tolist()
+    return chosen
+
+
+def _generate(
+    policy: Policy, prompts: dict[int, tuple[int, ...]], decoding: Decoding, stop_ids: frozenset[int], seed: int
+) -> Iterator[tuple[int, list[int]]]:
+    """As `_decode`, by transformers, prompts padded on the left."""
+    longest = max(map(len, prompts.values()))
     pad = min(stop_ids)
     rows = torch.full((len(prompts), longest), pad)
     mask = torch.zeros_like(rows)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts.values()):
         rows[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     full_support = {"do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
@@ -84,9 +231,9 @@ def _draw(
     )
     model = cast(GenerationMixin, policy.model)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(counted_seed(seed, "sample", *prompts))
         out = model.generate(inputs=rows.to(policy.device), attention_mask=mask.to(policy.device), generation_config=settings)
-    return [_completion(tokens, stop_ids) for tokens in cast(torch.Tensor, out)[:, longest:].tolist()]
+    yield from zip(prompts, cast(Tensor, out)[:, longest:].tolist(), strict=True)
 
 
 def _completion(tokens: list[int], stop_ids: frozenset[int]) -> Completion:

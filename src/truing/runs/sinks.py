@@ -8,7 +8,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from truing.runs.durable import to_json_line
@@ -37,6 +37,29 @@ class Sink(Protocol):
 def console() -> Sink:
     """A bar where standard error is a terminal, else plain lines on it; standard output stays free for results."""
     return ProgressBar(sys.stderr) if sys.stderr.isatty() else PlainLines(sys.stderr)
+
+
+Tick = Callable[[int, int], None]
+"""Told how many of how many are done."""
+
+
+def counted(sinks: Sequence[Sink], name: str) -> Tick:
+    """A stage that is not training (a measurement, a pass of the reference) as a bar of its own; ends when all is done."""
+    began = time.monotonic()
+    open_stage = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal open_stage
+        left = (time.monotonic() - began) / done * (total - done)
+        for sink in sinks:
+            if not open_stage:
+                sink.stage(name, total)
+            sink.step(done, {}, left)
+            if done == total:
+                sink.done("finished", "")
+        open_stage = True
+
+    return progress
 
 
 class Silent:

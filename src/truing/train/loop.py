@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from truing.data.tree import TreeBatch
 from truing.objectives import Objective
 from truing.runs.durable import to_json, write_file
-from truing.runs.run import Run
+from truing.runs.run import Part, Run
 from truing.train.learner import Learner, NonFiniteError
 
 
@@ -25,7 +25,7 @@ Evaluate = Callable[[], Mapping[str, float]]
 
 def train(run: Run, learner: Learner, objective: Objective, source: Source, *, evaluate: Evaluate | None = None) -> None:
     """Train until the run's last step, from wherever an earlier process left it."""
-    parts = {"learner": learner, "source": source}
+    parts: dict[str, Part] = {"learner": learner, "source": source}
     run.restore(parts)
     if evaluate and run.evaluate_every and run.step == 0:
         run.log(0, _held_out(evaluate))
@@ -45,7 +45,7 @@ def train(run: Run, learner: Learner, objective: Objective, source: Source, *, e
 
 def _steps(run: Run, source: Source) -> Iterator[tuple[int, list[TreeBatch]]]:
     # the run is asked first: at its last step nothing more is drawn from the source, whose position is saved
-    return zip(run.remaining_steps(), source)
+    return zip(run.remaining_steps(), source, strict=False)
 
 
 def _held_out(evaluate: Evaluate) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """AdamW with fp32 masters, the learning-rate schedule, and clipping by the global norm.
 
-Weights in bf16 have a master copy in fp32 that takes the update and is rounded back (plain AdamW on bf16 loses every update smaller than
-1/256 of the weight). Weights in fp32 are their own masters.
+Weights in bf16 have a master copy in fp32 that takes the update and is rounded back (plain AdamW on bf16 loses every update
+smaller than 1/256 of the weight). Weights in fp32 are their own masters.
 """
 
 import math
@@ -20,7 +20,7 @@ class Optimizer:
     """Example: `Optimizer(lr=1e-6, warmup=0.1)`."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-6
-    """Highest learning rate. Customary for full fine-tuning: 2e-5 (SFT), 1e-6 (DPO), 1e-5 (reward model); for LoRA ten to fifty times that."""
+    """Highest learning rate. Customary: 2e-5 (SFT), 1e-6 (DPO), 1e-5 (reward model); with LoRA ten to fifty times that."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the rate falls after warm-up: not, in a line to 0, or along half a cosine to 0."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
