@@ -6,7 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from conftest import make_tiny_llama
 from truing.data.tree import Branch, Tree
+from truing.models.lora import LoRA, add_lora
+from truing.models.policy import Policy, probe
 
 VOCABULARY = 300
 
@@ -40,3 +43,12 @@ def relative_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def tiny_policy(seed: int = 1, *, dtype: torch.dtype = torch.float32, lora: bool = False) -> Policy:
+    """The tiny model as trees, on its own or with an adapter."""
+    model = make_tiny_llama(seed=seed).to(dtype)
+    policy = probe(model).policy
+    if lora:
+        add_lora(model, LoRA(rank=4), seed=0)
+    return policy

@@ -1,0 +1,319 @@
+"""One update is one division by the global count; a step that is not finite is not taken; and what AdamW does with one."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trees import branch, gradients, random_trees, relative_gap, tiny_policy
+from truing.data.source import TreeSource
+from truing.data.tree import Tree, TreeBatch
+from truing.losses.bradley_terry import BradleyTerry
+from truing.losses.dpo import DPO
+from truing.losses.nll import NLL
+from truing.models.heads import RewardModel
+from truing.models.reference import with_reference
+from truing.objectives import Imitation, LossOutput, Objective, PairedPreference, RewardRanking
+from truing.runs.read import read_rows, read_status
+from truing.runs.run import Run
+from truing.train.checkpoint import Checkpoints
+from truing.train.learner import MAX_SKIPPED_IN_A_ROW, Learner, NonFiniteError
+from truing.train.loop import BAD_BATCH, train
+from truing.train.optim import AdamW, Optimizer
+
+# eps well above the gradients' rounding noise: Adam divides by their size, and would turn noise into whole steps
+SETTINGS = Optimizer(lr=1e-4, warmup=0.0, schedule="constant", eps=1e-6)
+
+
+def learner_of(model: nn.Module, settings: Optimizer = SETTINGS) -> Learner:
+    return Learner(model, settings, total_steps=100)
+
+
+# -- one division outside
+
+
+def imitation() -> tuple[nn.Module, Objective, list[Tree]]:
+    return tiny_policy(), Imitation(loss=NLL()), random_trees(8, branches=1, longest=40)
+
+
+def preference() -> tuple[nn.Module, Objective, list[Tree]]:
+    policy, trees = tiny_policy(), random_trees(8, longest=40)
+    trees = with_reference(tiny_policy(seed=2), trees, [trees])
+    return policy, PairedPreference(loss=DPO()), trees
+
+
+def ranking() -> tuple[nn.Module, Objective, list[Tree]]:
+    """Pairs and rankings of three and four together."""
+    trees = [
+        replace(t, key=i)
+        for i, t in enumerate(random_trees(3, branches=2) + random_trees(3, branches=4) + random_trees(2, branches=3))
+    ]
+    return RewardModel(tiny_policy(), seed=0), RewardRanking(loss=BradleyTerry()), trees
+
+
+@pytest.mark.parametrize("method", [imitation, preference, ranking])
+def test_trap_08_micro_batches_of_any_size_give_the_same_loss_metrics_gradients_and_weights(method: Callable, monkeypatch) -> None:
+    found = []
+    for size in (8, 4, 2, 1):
+        model, objective, trees = method()
+        batches = [TreeBatch.of(trees[i : i + size]) for i in range(0, 8, size)]
+        learner, seen = learner_of(model), {}
+        step = learner.optimizer.step
+
+        def watched(rate: float, norm: float, step: Callable = step, model: nn.Module = model, seen: dict = seen) -> None:
+            seen.update(gradients(model))
+            step(rate, norm)
+
+        monkeypatch.setattr(learner.optimizer, "step", watched)
+        metrics = [learner.update(objective, batches) for _ in range(3)]
+        found.append((metrics, seen, {name: p.detach() for name, p in learner.trained.items()}))
+    for metrics, last_gradients, weights in found[1:]:
+        for mine, whole in zip(metrics, found[0][0], strict=True):
+            assert mine == pytest.approx(whole, rel=1e-5, abs=1e-6)
+        assert relative_gap(last_gradients, found[0][1]) < 1e-5
+        assert relative_gap(weights, found[0][2]) < 1e-5
+
+
+def test_trap_08_a_metric_is_a_mean_over_tokens_not_of_means() -> None:
+    """One response of 1 token, one of 100: the loss is their 101 tokens' mean, in one batch or in two."""
+    trees = [Tree(trunk=(5, 6), branches=(branch([7]),), key=0), Tree(trunk=(8,), branches=(branch(range(9, 109)),), key=1)]
+    with torch.no_grad():
+        short, long = (-tiny_policy().log_probs(TreeBatch.of([tree])) for tree in trees)
+    expected = float(torch.cat([short, long]).mean())
+    assert abs(expected - float(short.mean() + long.mean()) / 2) > 0.005
+    for groups in ([trees], [trees[:1], trees[1:]]):
+        metrics = learner_of(tiny_policy()).update(Imitation(loss=NLL()), [TreeBatch.of(group) for group in groups])
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_trap_08_a_metric_is_a_mean_over_pairs_not_of_means() -> None:
+    """The accuracy of a batch of one pair and one of three counts four pairs."""
+    trees = random_trees(12, seed=4)
+    policy = tiny_policy()
+    with torch.no_grad():
+        chosen, rejected = policy.response_log_probs(TreeBatch.of(trees)).view(-1, 2).T
+    zero = [replace(tree, reference=(0.0, 0.0)) for tree in trees]
+    right = [tree for tree, good in zip(zero, chosen > rejected, strict=True) if good]
+    wrong = [tree for tree, good in zip(zero, chosen < rejected, strict=True) if good]
+    metrics = learner_of(policy).update(PairedPreference(loss=DPO()), [TreeBatch.of(right[:1]), TreeBatch.of(wrong[:3])])
+    assert metrics["accuracy"] == 0.25
+
+
+# -- steps that are not finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoilt:
+    """Imitation whose loss, or whose gradient alone, is off where a certain record is in the batch."""
+
+    key: int
+    how: str
+    loss: NLL = NLL()  # noqa: RUF009
+
+    def units(self, batch: TreeBatch) -> int:
+        return len(batch.target)
+
+    def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput:
+        output = Imitation(loss=self.loss)(model, batch)
+        if all(tree.key != self.key for tree in batch.trees):
+            return output
+        head = model.head_weight
+        total = {
+            "nan": lambda: output.total * math.nan,
+            "inf": lambda: output.total * math.inf,
+            "gradient": lambda: output.total + (0 * head.sum()).sqrt(),
+        }[self.how]()
+        return replace(output, total=total)
+
+
+REASONS = {
+    "nan": r"the loss is nan on records \[2, 3\]",
+    "inf": r"the loss is inf on records \[2, 3\]",
+    "gradient": r"the gradient of model\.\S+ is not finite",
+}
+
+
+def three_batches() -> list[TreeBatch]:
+    trees = random_trees(6, branches=1)
+    return [TreeBatch.of(trees[i : i + 2]) for i in (0, 2, 4)]
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
+def test_a_step_that_is_not_finite_is_counted_and_not_taken(how: str) -> None:
+    learner, batches = learner_of(tiny_policy()), three_batches()
+    learner.update(Spoilt(key=-1, how=how), batches)
+    before = {name: tensor.clone() for name, tensor in learner.state_tensors().items()}
+    metrics = learner.update(Spoilt(key=3, how=how), batches)
+    assert metrics["skipped"] == 1
+    assert (learner.skipped, learner.skipped_in_a_row, learner.optimizer.steps, learner.steps_taken) == (1, 1, 1, 2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.state_tensors().items())
+    assert gradients(learner.model) == {}
+    metrics = learner.update(Spoilt(key=-1, how=how), batches)
+    assert metrics["skipped"] == 1
+    assert learner.skipped_in_a_row == 0
+    assert not torch.equal(learner.state_tensors()["weights/model.model.norm.weight"], before["weights/model.model.norm.weight"])
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
+def test_three_in_a_row_raise_and_name_their_records(how: str) -> None:
+    learner, batches = learner_of(tiny_policy()), three_batches()
+    for key in (3, 3, -1, 3, 3):
+        learner.update(Spoilt(key=key, how=how), batches)
+    with pytest.raises(NonFiniteError, match=f"3 steps in a row were not finite; the last: {REASONS[how]}") as raised:
+        learner.update(Spoilt(key=3, how=how), batches)
+    assert raised.value.batches is batches
+    assert learner.skipped == 5
+    assert MAX_SKIPPED_IN_A_ROW == 3
+
+
+def test_a_norm_that_overflows_is_not_finite_either() -> None:
+    """Every entry is finite, the root of the sum of squares is not."""
+    learner = learner_of(tiny_policy())
+    for skipped in (1, 2):
+        assert learner.update(Overflowing(), three_batches()[:1])["skipped"] == skipped
+    with pytest.raises(NonFiniteError, match="the gradient norm overflows"):
+        learner.update(Overflowing(), three_batches()[:1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overflowing:
+    """A loss of 0 with gradients of 1e38 everywhere in the head."""
+
+    def units(self, batch: TreeBatch) -> int:
+        return 1
+
+    def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput:
+        steep = 1e38 * model.head_weight
+        return LossOutput(total=(steep - steep.detach()).sum(), metrics={})
+
+
+def test_the_loop_writes_the_bad_batch_before_it_stops(tmp_path: Path) -> None:
+    trees = random_trees(6, branches=1)
+    learner = learner_of(tiny_policy())
+    source = TreeSource(trees, batch_size=6, micro_tokens=40, seed=0)
+    settings = {"fingerprints": {}, "max_steps": 9, "save_every": 0, "evaluate_every": 0, "store": Checkpoints}
+    folder = tmp_path / "run"
+    with (
+        pytest.raises(NonFiniteError, match=r"the loss is nan on records \[.*3.*\]; the batch is in .*bad_batch\.json"),
+        Run.open(folder, {"seed": 0}, **settings) as run,
+    ):
+        train(run, learner, Spoilt(key=3, how="nan"), source)
+    written = json.loads((folder / BAD_BATCH).read_bytes())
+    assert written["step"] == 3
+    assert sorted(key for batch in written["batches"] for key in batch["records"]) == list(range(6))
+    assert len(written["batches"]) > 1
+    for batch in written["batches"]:
+        assert batch["tokens"] == [t for key in batch["records"] for b in [trees[key]] for t in (*b.trunk, *b.branches[0].tokens)]
+        assert batch["length"] == [len(trees[key].branches[0].tokens) for key in batch["records"]]
+    assert [row["skipped"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
+    assert read_status(folder).state == "failed"
+
+
+# -- the optimizer
+
+
+def test_trap_19_bf16_weights_keep_fp32_masters_so_that_small_updates_add_up() -> None:
+    """100 updates of 1e-4 on weights of 1, whose neighbours in bf16 lie 1/256 below: plain AdamW in bf16 loses every one."""
+    ours, plain = torch.ones(8, dtype=torch.bfloat16), torch.ones(8, dtype=torch.bfloat16)
+    adamw = AdamW({"w": ours}, SETTINGS)
+    theirs = torch.optim.AdamW([plain], lr=1e-4, weight_decay=0.0)
+    for _ in range(100):
+        ours.grad = torch.ones_like(ours)
+        adamw.step(1e-4, adamw.grad_norm())
+        plain.grad = torch.ones_like(plain)
+        theirs.step()
+    assert torch.equal(plain, torch.ones_like(plain))
+    assert adamw.masters["w"].dtype == torch.float32
+    torch.testing.assert_close(adamw.masters["w"], torch.full((8,), 0.99), rtol=1e-4, atol=0)
+    assert torch.equal(ours, torch.full((8,), 0.99).bfloat16())
+
+
+def test_trap_19_masters_in_training_and_in_the_checkpoint() -> None:
+    """A bf16 model: every weight is its master, rounded; weights in fp32 have no second copy."""
+    learner, batches = learner_of(tiny_policy(dtype=torch.bfloat16), replace(SETTINGS, lr=1e-6)), three_batches()
+    start = {name: p.detach().clone() for name, p in learner.trained.items()}
+    for _ in range(3):
+        learner.update(Imitation(loss=NLL()), batches)
+    tensors = learner.state_tensors()
+    for name, parameter in learner.trained.items():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, tensors[f"masters/{name}"].bfloat16())
+        assert not torch.equal(tensors[f"masters/{name}"], start[name].float())
+    norm = "model.model.norm.weight"
+    assert torch.equal(learner.trained[norm], start[norm]), "too small to be seen in bf16, kept in the master"
+    again = learner_of(tiny_policy(dtype=torch.bfloat16), replace(SETTINGS, lr=1e-6))
+    again.load_state(tensors, learner.state_dict())
+    assert torch.equal(again.optimizer.masters[norm], learner.optimizer.masters[norm])
+    assert learner_of(tiny_policy()).optimizer.masters == {}
+
+
+def test_the_rate_by_hand() -> None:
+    linear = Optimizer(lr=1.0, schedule="linear", warmup=0.2)
+    assert [linear.rate(step, 10) for step in range(10)] == [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    cosine = Optimizer(lr=2.0, schedule="cosine", warmup=0.0)
+    expected = [2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)]
+    assert [cosine.rate(step, 4) for step in range(4)] == pytest.approx(expected, abs=1e-12)
+    constant = Optimizer(lr=3.0, schedule="constant", warmup=0.5)
+    assert [constant.rate(step, 4) for step in range(4)] == [1.5, 3.0, 3.0, 3.0]
+    assert Optimizer(lr=1.0, schedule="linear").rate(0, 1) == 1.0
+
+
+def one_step(gradient: Sequence[float], settings: Optimizer, weight: Sequence[float] = (1.0, 1.0)) -> tuple[AdamW, Tensor, float]:
+    parameter = torch.tensor(weight)
+    parameter.grad = torch.tensor(gradient)
+    optimizer = AdamW({"w": parameter}, settings)
+    norm = optimizer.grad_norm()
+    optimizer.step(0.1, norm)
+    return optimizer, parameter, norm
+
+
+def test_clipping_by_hand() -> None:
+    """(3, 4) has norm 5: clipped to 1 it is (0.6, 0.8); clipped to 10 it stays."""
+    optimizer, _, norm = one_step([3.0, 4.0], Optimizer(max_grad_norm=1.0, beta1=0.9, beta2=0.99))
+    assert norm == 5.0
+    assert optimizer.first["w"].tolist() == pytest.approx([0.06, 0.08], rel=1e-5)
+    assert optimizer.second["w"].tolist() == pytest.approx([0.0036, 0.0064], rel=1e-5)
+    optimizer, _, norm = one_step([3.0, 4.0], Optimizer(max_grad_norm=10.0, beta1=0.9, beta2=0.99))
+    assert norm == 5.0
+    assert optimizer.first["w"].tolist() == pytest.approx([0.3, 0.4], rel=1e-6)
+
+
+def test_the_norm_is_that_of_all_parameters_and_the_largest_is_not_overrun() -> None:
+    parameters = {"a": torch.zeros(1), "b": torch.zeros(1), "unused": torch.zeros(1)}
+    parameters["a"].grad, parameters["b"].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    optimizer = AdamW(parameters, Optimizer(beta1=0.0))
+    norm = optimizer.grad_norm()
+    optimizer.step(0.1, norm)
+    assert norm == 5.0
+    assert [optimizer.first[name].item() for name in parameters] == pytest.approx([0.6, 0.8, 0.0], rel=1e-5)
+    assert all(p.grad is None for p in parameters.values())
+    assert parameters["unused"].item() == 0.0
+
+
+def test_an_adam_step_and_decay_by_hand() -> None:
+    """The first step is lr * g / (|g| + eps); decay takes lr * decay of the weight first, from matrices alone."""
+    settings = Optimizer(eps=0.1, max_grad_norm=100.0, weight_decay=0.5)
+    _, weight, _ = one_step([0.3, -0.4], settings)
+    assert weight.tolist() == pytest.approx([1 - 0.1 * 0.3 / 0.4, 1 + 0.1 * 0.4 / 0.5], rel=1e-5)
+    matrix = torch.ones(1, 2)
+    matrix.grad = torch.tensor([[0.3, -0.4]])
+    optimizer = AdamW({"w": matrix}, settings)
+    optimizer.step(0.1, optimizer.grad_norm())
+    assert matrix[0].tolist() == pytest.approx([0.95 - 0.1 * 0.3 / 0.4, 0.95 + 0.1 * 0.4 / 0.5], rel=1e-5)
+
+
+def test_the_learner_reports_norm_and_rate_and_clips() -> None:
+    learner = Learner(tiny_policy(), Optimizer(lr=1.0, schedule="linear", warmup=0.5, max_grad_norm=1e-3), total_steps=4)
+    batches = three_batches()
+    found = [learner.update(Imitation(loss=NLL()), batches) for _ in range(2)]
+    assert [metrics["lr"] for metrics in found] == [0.5, 1.0]
+    assert found[0]["grad_norm"] > 0.1, "as it was before clipping"
+    moved = learner_of(tiny_policy(), Optimizer(max_grad_norm=1e-3, beta1=0.0))
+    moved.update(Imitation(loss=NLL()), batches)
+    clipped = math.sqrt(sum(float((g * g).sum()) for g in moved.optimizer.first.values()))
+    assert clipped == pytest.approx(1e-3, rel=1e-3)

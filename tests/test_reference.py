@@ -1,0 +1,156 @@
+"""The reference is the policy as it stood in memory at the start, its adapter off; computed once, kept by weights and tokens."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trees import branch, random_trees, tiny_policy
+from truing.data.tree import Tree, TreeBatch
+from truing.losses.dpo import DPO
+from truing.models.lora import adapter_off
+from truing.models.policy import Policy
+from truing.models.reference import with_reference
+from truing.objectives import PairedPreference
+from truing.train.learner import Learner
+from truing.train.optim import Optimizer
+
+
+def move_adapter(policy: Policy) -> None:
+    """As if it had been trained: B is no longer 0."""
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_trap_09_the_first_dpo_loss_is_ln_2(lora: bool) -> None:
+    policy, trees = tiny_policy(lora=lora), random_trees(9, longest=60)
+    reference = with_reference(policy, trees, [trees[:4], trees[4:]])
+    batches = [TreeBatch.of(reference[:2]), TreeBatch.of(reference[2:])]
+    learner = Learner(policy, Optimizer(lr=1e-4, warmup=0.0, schedule="constant"), total_steps=100)
+    metrics = learner.update(PairedPreference(loss=DPO(beta=0.1)), batches)
+    assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["reward_chosen"] == pytest.approx(0, abs=1e-5)
+    assert learner.update(PairedPreference(loss=DPO(beta=0.1)), batches)["loss"] < math.log(2) - 1e-5
+
+
+def test_trap_09_no_dropout_even_after_the_model_was_put_into_training_mode() -> None:
+    policy = tiny_policy()
+    policy.train()
+    Learner(policy, Optimizer(), total_steps=100)
+    assert not any(module.training for module in policy.modules())
+
+
+def values(policy: Policy, trees: Sequence[Tree]) -> list[float]:
+    with torch.no_grad():
+        return policy.response_log_probs(TreeBatch.of(trees)).tolist()
+
+
+def flat(trees: Sequence[Tree]) -> list[float]:
+    return [value for tree in trees for value in tree.reference or ()]
+
+
+def test_trap_10_the_reference_is_the_policy_in_memory_not_what_its_name_loads() -> None:
+    policy, trees = tiny_policy(), random_trees(4)
+    as_loaded = values(policy, trees)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.5)
+    in_memory = values(policy, trees)
+    assert max(abs(a - b) for a, b in zip(as_loaded, in_memory, strict=True)) > 0.1
+    assert flat(with_reference(policy, trees, [trees])) == in_memory
+
+
+def test_trap_10_with_an_adapter_the_reference_is_the_adapter_switched_off() -> None:
+    policy, trees = tiny_policy(lora=True), random_trees(4)
+    base = values(tiny_policy(), trees)
+    move_adapter(policy)
+    assert max(abs(a - b) for a, b in zip(base, values(policy, trees), strict=True)) > 0.1
+    assert flat(with_reference(policy, trees, [trees])) == base
+
+
+def test_adapter_off_is_the_base_and_leaves_everything_as_it_was() -> None:
+    policy, trees = tiny_policy(lora=True), random_trees(4)
+    move_adapter(policy)
+    flags = {name: p.requires_grad for name, p in policy.named_parameters()}
+    assert {name for name, on in flags.items() if on} == {name for name in flags if "lora_" in name}
+    adapted = values(policy, trees)
+    with adapter_off(policy.model):
+        assert values(policy, trees) == values(tiny_policy(), trees)
+    assert values(policy, trees) == adapted
+    assert {name: p.requires_grad for name, p in policy.named_parameters()} == flags
+    with pytest.raises(ValueError, match="on the way"), adapter_off(policy.model):
+        raise ValueError("on the way")
+    assert values(policy, trees) == adapted
+    assert {name: p.requires_grad for name, p in policy.named_parameters()} == flags
+
+
+class Counted:
+    """How many forward passes a policy makes."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.passes = 0
+        policy.model.get_decoder().register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: object) -> None:
+        self.passes += 1
+
+
+def asked(store: Path, trees: Sequence[Tree], policy: Policy | None = None) -> tuple[int, list[float]]:
+    """Forward passes and results, one tree a pass."""
+    policy = policy or tiny_policy()
+    counted = Counted(policy)
+    found = with_reference(policy, trees, [[tree] for tree in trees], store=store)
+    return counted.passes, flat(found)
+
+
+def test_trap_24_equal_weights_and_tokens_hit_the_store(tmp_path: Path) -> None:
+    trees = random_trees(3)
+    passes, first = asked(tmp_path, trees)
+    assert passes == 3
+    assert asked(tmp_path, trees) == (0, first)
+    assert asked(tmp_path, [replace(tree, key=9 - tree.key) for tree in trees[::-1]])[0] == 0, "order and keys are not the tokens"
+    passes, again = asked(tmp_path, trees, tiny_policy(lora=True))
+    assert (passes, again) == (0, first), "the base of an adapter is the same reference"
+
+
+def changed(tree: Tree, **fields: object) -> Tree:
+    return replace(tree, **fields)
+
+
+CHANGES: Mapping[str, Callable[[Tree], Tree]] = {
+    "trunk": lambda t: changed(t, trunk=(*t.trunk[:-1], (t.trunk[-1] + 1) % 300)),
+    "boundary": lambda t: changed(t, trunk=(*t.trunk, t.branches[0].tokens[0])),
+    "response": lambda t: changed(t, branches=(branch([7, *t.branches[0].tokens[1:]]), *t.branches[1:])),
+    "order": lambda t: changed(t, branches=t.branches[::-1]),
+    "scored": lambda t: changed(t, branches=(replace(t.branches[0], scored=(False, *t.branches[0].scored[1:])), *t.branches[1:])),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_trap_24_a_changed_tree_misses_the_store_and_only_that_one(name: str, tmp_path: Path) -> None:
+    trees = random_trees(3, seed=5)
+    asked(tmp_path, trees)
+    other = [trees[0], CHANGES[name](trees[1]), trees[2]]
+    passes, found = asked(tmp_path, other)
+    assert passes == 1
+    assert found == asked(tmp_path / "fresh", other)[1]
+
+
+def test_trap_24_changed_weights_miss_the_store(tmp_path: Path) -> None:
+    trees = random_trees(3)
+    asked(tmp_path, trees)
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.model.model.norm.weight[0] += 1e-3
+    passes, found = asked(tmp_path, trees, policy)
+    assert passes == 3
+    assert found == asked(tmp_path / "fresh", trees, policy)[1]
+    assert asked(tmp_path, trees, tiny_policy(dtype=torch.bfloat16))[0] == 3
+    assert asked(tmp_path, trees)[0] == 0, "each model has its own"
