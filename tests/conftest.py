@@ -5,6 +5,7 @@ Everything tiny is made here, in code, without network. The real model is made o
 
 import copy
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: it reads the variable once
@@ -13,6 +14,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zygote import Zygote
 
 CHATML = (
     "{% for message in messages %}"
@@ -95,6 +98,23 @@ def tiny_model_folder(
     copy.deepcopy(tiny_llama).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 preferences of unequal lengths, as CSV."""
+    path = tmp_path_factory.mktemp("data") / "pairs.csv"
+    rows = [f"What is {i} plus {i}?,It is {2 * i}{' indeed' * (i % 5)}.,No idea{'!' * (i % 3)}" for i in range(24)]
+    path.write_text("\n".join(["prompt,chosen,rejected", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def zygote(tiny_model_folder: Path) -> Iterator[Zygote]:
+    """Runs commands in forks of one warm process, and stops them."""
+    running = Zygote(tiny_model_folder)
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from truing.runs import run as run_module
+from truing.runs import environment as environment_module
 from truing.runs.durable import StorageError
 from truing.runs.lock import RunBusyError
 from truing.runs.read import flat, list_runs, listing, read_rows, read_run, read_status
@@ -417,8 +417,8 @@ def test_changed_data_tokenizer_template_or_model_is_refused(name: str, tmp_path
 
 def test_a_changed_package_is_told_and_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path).close()
-    real = run_module.version
-    monkeypatch.setattr(run_module, "version", lambda name: "99.0" if name == "transformers" else real(name))
+    real = environment_module.version
+    monkeypatch.setattr(environment_module, "version", lambda name: "99.0" if name == "transformers" else real(name))
     told = []
     for _ in range(2):
         heard = Heard()

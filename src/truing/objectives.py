@@ -4,6 +4,7 @@ Objectives never divide by a count that depends on the batch: the learner does, 
 and ranks. So how a batch was split or packed cannot change a number.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +33,15 @@ class Mean:
     @classmethod
     def over(cls, values: Tensor) -> "Mean":
         return cls(float(values.detach().double().sum()), float(values.numel()))
+
+
+def averaged(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
+    """Each metric over all the micro-batches that have it: sums and counts are added, and divided once."""
+    found: dict[str, Mean] = {}
+    for part in parts:
+        for name, mean in part.items():
+            found[name] = found.get(name, Mean(0.0, 0.0)) + mean
+    return {name: mean.sum / mean.count for name, mean in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from truing.data.tree import Tree, TreeBatch
 from truing.models.load import weights_hash
 from truing.models.lora import adapter_off
 from truing.models.policy import Policy
-from truing.runs.durable import write_file
+from truing.parallel.world import World
+from truing.runs.durable import make_folder, write_file
 
 
 def with_reference(
@@ -26,32 +27,37 @@ def with_reference(
     *,
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    world: World | None = None,
 ) -> list[Tree]:
-    """The same trees, each with its branches' log-probabilities under the reference.
+    """The same trees, each with its branches' log-probabilities under the reference; each rank computes its share.
 
-    `groups` says which trees share a forward pass. Given the micro-batches of the first epoch, policy and reference are rounded alike,
-    so that the first loss of DPO is ln 2 to the last bit in bf16 too. `store` is a folder that keeps results between runs.
+    `groups` says which trees share a forward pass. Given the micro-batches of the first epoch, policy and reference are rounded
+    alike, so that the first loss of DPO is ln 2 to the last bit in bf16 too. `store` is a folder that keeps results between runs.
     """
     path = store / f"{_policy_key(policy)}.safetensors" if store else None
     known = _read(path) if path else {}
     keys = {tree: _tree_key(tree) for tree in trees}
-    stored, done = len(known), 0
-    for group in groups:
-        done += len(group)
-        if all(keys[tree] in known for tree in group):
-            continue
-        batch = TreeBatch.of(group, policy.device)
-        with torch.no_grad(), adapter_off(policy.model):
-            values = policy.response_log_probs(batch).tolist()
+    missing = [group for group in groups if any(keys[tree] not in known for tree in group)]
+
+    def computed(share: Sequence[Sequence[Tree]]) -> list[list[float]]:
+        found = []
+        for group in share:
+            with torch.no_grad(), adapter_off(policy.model):
+                found.append(policy.response_log_probs(TreeBatch.of(group, policy.device)).tolist())
+            if progress:
+                progress(len(found), len(share))
+        return found
+
+    world = world or World()
+    for group, values in zip(missing, world.spread(missing, computed), strict=True):
         at = 0
         for tree in group:
             known[keys[tree]] = tuple(values[at : at + len(tree.branches)])
             at += len(tree.branches)
-        if progress:
-            progress(done, len(trees))
-    if path and len(known) > stored:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path and missing and world.rank == 0:
+        make_folder(path.parent)
         write_file(path, _bytes(known))
+    world.wait()  # until it is written: the next call begins with reading it
     return [replace(tree, reference=known[keys[tree]]) for tree in trees]
 
 

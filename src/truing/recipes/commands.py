@@ -11,6 +11,7 @@ from truing.config import describe, dotted, load, sweep
 from truing.data.chat import ChatTokenizer
 from truing.losses import PAIR_LOSSES
 from truing.models.load import load_tokenizer
+from truing.parallel.world import World
 from truing.recipes import RECIPES, module_of
 from truing.recipes import align as align_recipe
 from truing.recipes.examples import Examples, asked, examples
@@ -44,7 +45,8 @@ def train(recipe: str, settings: Sequence[str], sinks: Sequence[Sink]) -> None:
         module = module_of(METHODS[method])
         loaded = load(module.Config, file=file, overrides=named, base=base)
         folder = module.run(loaded.value, loaded.resolved, sinks)
-        sys.stdout.write(_summary(folder))
+        if World.here().rank == 0:
+            sys.stdout.write(_summary(folder))
 
 
 def align(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:

@@ -23,12 +23,12 @@ from truing.models.load import load_causal, load_tokenizer, save_model, weights_
 from truing.models.lora import add_lora, has_lora, merge
 from truing.models.policy import Policy, probe
 from truing.models.reference import with_reference
-from truing.objectives import Mean, Objective
+from truing.objectives import Objective, averaged
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
 from truing.recipes.settings import Optimizer, Shared, device, torch_dtype
 from truing.records import Record
-from truing.runs.durable import STAGING, remove, to_json, write_file
+from truing.runs.durable import STAGING, remove
 from truing.runs.read import read_status
 from truing.runs.run import Run
 from truing.runs.sinks import Sink, Tick, counted
@@ -55,67 +55,102 @@ class Plan:
 
 
 def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
-    """Train, save and measure; returns the run's folder. A finished run is left as it is, an interrupted one continued."""
+    """Train, save and measure; returns the run's folder. A finished run is left as it is, an interrupted one continued.
+
+    Under torchrun each rank trains on its share of every batch, and rank 0 alone writes.
+    """
     folder = shared.run or Path("runs") / plan.method
+    world = World.here()
+    sinks = sinks if world.rank == 0 else ()
     start = model_folder(shared.model)
     chat = ChatTokenizer.of(load_tokenizer(start), template=shared.data.template)
-    found = examples(shared.data, chat, plan.kinds, run=folder)
-    world = World.here()
+    found = examples(shared.data, chat, plan.kinds, run=folder if world.rank == 0 else None)
     policy, reason = load_policy(start, torch_dtype(shared.dtype))
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
     if shared.lora:
         add_lora(policy.model, shared.lora, seed=shared.seed)
     model = plan.model(policy)
-    held_out = found.held_out.trees
-    steps = -(-len(found.train.trees) // shared.batch_size) * shared.epochs
-    run = Run.open(
-        folder,
-        {"method": plan.method, **resolved},
-        fingerprints=fingerprints,
-        max_steps=min(steps, shared.max_steps or steps),
-        save_every=shared.save_every,
-        evaluate_every=shared.evaluate_every,
-        store=Checkpoints,
-        sinks=sinks if world.rank == 0 else (),
-    )
-    with run:
+    source = _source(shared, found.train.trees, world)
+    steps = source.steps_per_epoch * shared.epochs
+    config = {"method": plan.method, **resolved}
+    with _opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
         for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
             run.message(line)
 
         def bar(what: str) -> Tick:
-            return counted(sinks if world.rank == 0 else (), f"{folder.name}: {what}")
+            return counted(sinks, f"{folder.name}: {what}")
 
-        before = _before(folder, plan, model, held_out, bar("held out, before")) if shared.measure_before else None
-        source = TreeSource(
-            found.train.trees,
-            batch_size=shared.batch_size,
-            micro_tokens=shared.micro_tokens,
-            seed=shared.seed,
-            rank=world.rank,
-            ranks=world.size,
-            device=device(),
-        )
+        held_out = found.held_out.trees
+        before = _before(run, plan, model, held_out, bar("held out, before"), world) if shared.measure_before else None
         if plan.needs_reference:
             store = folder / "reference"
-            reference = with_reference(policy, source.trees, source.first_epoch(), store=store, progress=bar("reference"))
+            groups = list(source.first_epoch())
+            reference = with_reference(policy, source.trees, groups, store=store, progress=bar("reference"), world=world)
             source.trees = tuple(reference)
             if shared.evaluate_every:
-                groups = pack(held_out, shared.micro_tokens)
-                held_out = with_reference(policy, held_out, groups, store=store)
+                held_out = with_reference(policy, held_out, pack(held_out, shared.micro_tokens), store=store, world=world)
         learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
 
         def evaluate() -> dict[str, float]:
-            return averages(model, plan.objective, held_out, shared.micro_tokens)
+            return averages(model, plan.objective, held_out, shared.micro_tokens, world)
 
         seed_random_states(shared.seed)
         train(run, learner, plan.objective, source, evaluate=evaluate if held_out else None)
         # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
-        result = _result(folder, plan, model, before, found, bar("held out, after"))
-        _save(folder, model, found, chat, start)
-        write_file(folder / RESULT, to_json(result, indent=2))
+        result = _result(run, plan, model, before, found, bar("held out, after"), world)
+        if world.rank == 0:
+            _save(folder, model, found, chat, start)
+        run.write(RESULT, result)
+        world.wait()
     return folder
+
+
+def _source(shared: Shared, trees: Sequence[Tree], world: World) -> TreeSource:
+    return TreeSource(
+        trees,
+        batch_size=shared.batch_size,
+        micro_tokens=shared.micro_tokens,
+        seed=shared.seed,
+        rank=world.rank,
+        ranks=world.size,
+        device=device(),
+    )
+
+
+def _opened(
+    folder: Path,
+    shared: Shared,
+    steps: int,
+    config: Mapping[str, object],
+    fingerprints: Mapping[str, str],
+    sinks: Sequence[Sink],
+    world: World,
+) -> Run:
+    """The run, on rank 0; the others follow it once it is there."""
+    run = None
+    if world.rank == 0:
+        run = Run.open(
+            folder,
+            config,
+            fingerprints=fingerprints,
+            max_steps=steps,
+            save_every=shared.save_every,
+            evaluate_every=shared.evaluate_every,
+            store=Checkpoints,
+            sinks=sinks,
+            largest=world.largest,
+        )
+    world.wait()
+    return run or Run.follow(
+        folder,
+        max_steps=steps,
+        save_every=shared.save_every,
+        evaluate_every=shared.evaluate_every,
+        store=Checkpoints,
+        largest=world.largest,
+    )
 
 
 def load_policy(start: Path | str, dtype: torch.dtype) -> tuple[Policy, str | None]:
@@ -149,24 +184,30 @@ def model_folder(name: str) -> Path | str:
 
 
 @torch.no_grad()
-def averages(model: nn.Module, objective: Objective, trees: Sequence[Tree], budget: int) -> dict[str, float]:
-    """The objective's metrics over a set of trees."""
-    metrics: dict[str, Mean] = {}
-    for group in pack(trees, budget):
-        for name, mean in objective(model, TreeBatch.of(group, device())).metrics.items():
-            metrics[name] = metrics.get(name, Mean(0.0, 0.0)) + mean
-    return {name: mean.sum / mean.count for name, mean in metrics.items()}
+def averages(model: nn.Module, objective: Objective, trees: Sequence[Tree], budget: int, world: World) -> dict[str, float]:
+    """The objective's metrics over a set of trees, of which each rank takes its share."""
+    groups = pack(trees, budget)[world.rank :: world.size]
+    return averaged(world.gather([objective(model, TreeBatch.of(group, device())).metrics for group in groups]))
 
 
-def _before(folder: Path, plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: Tick) -> list[float] | None:
+def _before(run: Run, plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: Tick, world: World) -> list[float] | None:
     """Held-out outcomes of the untrained model, measured once, since a continued run no longer has it."""
-    if plan.outcomes is None or not held_out:
-        return None
-    path = folder / BEFORE
-    if not path.is_file():
-        write_file(path, to_json({"outcomes": plan.outcomes(model, held_out, progress)}))
-    outcomes: list[float] = json.loads(path.read_bytes())["outcomes"]
+    path = run.folder / BEFORE
+    kept: list[list[float]] = world.gather(
+        [json.loads(path.read_bytes())["outcomes"]] if world.rank == 0 and path.is_file() else []
+    )
+    outcomes = kept[0] if kept else _outcomes(plan, model, held_out, progress, world)
+    if outcomes is not None and not kept:
+        run.write(BEFORE, {"outcomes": outcomes})
     return outcomes
+
+
+def _outcomes(plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: Tick, world: World) -> list[float] | None:
+    """What the held-out records say of the model; None where the method has nothing to say, or none is held out."""
+    outcomes = plan.outcomes
+    if outcomes is None or not held_out:
+        return None
+    return world.spread(held_out, lambda share: outcomes(model, share, progress))
 
 
 def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, start: Path | str) -> None:
@@ -196,14 +237,14 @@ def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:
 
 
 def _result(
-    folder: Path, plan: Plan, model: nn.Module, before: list[float] | None, found: Examples, progress: Tick
+    run: Run, plan: Plan, model: nn.Module, before: list[float] | None, found: Examples, progress: Tick, world: World
 ) -> dict[str, Any]:
     """What `result.json` says: how much was trained on, and held-out accuracy before and after."""
     held_out = found.held_out.trees
     result: dict[str, Any] = {"method": plan.method, "train": len(found.train.trees), "held_out": len(held_out)}
-    if plan.outcomes is not None and held_out:
-        after = plan.outcomes(model, held_out, progress)
-        write_file(folder / AFTER, to_json({"outcomes": after}))
+    after = _outcomes(plan, model, held_out, progress, world)
+    if after is not None:
+        run.write(AFTER, {"outcomes": after})
         result["accuracy_after"] = shown(win_rate(after))
         if before is not None:
             result["accuracy_before"] = shown(win_rate(before))

@@ -7,7 +7,6 @@ that nothing tells an interrupted run from one that was not, byte for byte, but 
 
 import json
 import os
-import platform
 import signal
 import threading
 import time
@@ -15,21 +14,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import truing
 from truing.runs import read
 from truing.runs.durable import AppendLog, StorageError, make_folder, to_json, to_json_line, write_file
+from truing.runs.environment import environment
 from truing.runs.lock import RunLock
 from truing.runs.read import Status, changes, flat
 from truing.runs.sinks import Level, Sink
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
-CPU_FLAGS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 REASON_LIMIT = 300
+
+Largest = Callable[[int], int]
+"""The largest of the numbers that the ranks of a run have; on one process the number itself."""
 
 
 @runtime_checkable
@@ -85,14 +84,14 @@ class Run:
     )
     """Dotted config keys (with `*`) that say where and how often to write: they may change when a run continues, no other may."""
 
-    def __init__(self, folder: Path, lock: RunLock, store: CheckpointStore, sinks: Sequence[Sink]) -> None:
+    def __init__(self, folder: Path, lock: RunLock | None, store: CheckpointStore, sinks: Sequence[Sink], largest: Largest) -> None:
         self.folder = folder
         self.max_steps = self.save_every = self.evaluate_every = 0
         self.interrupted = 0
-        """The number of the signal that asked to stop; 0 for none."""
-        self._lock, self._store, self._sinks = lock, store, tuple(sinks)
-        self._logs = _Logs(folder, self._warn)
-        self._timing = AppendLog(folder / read.TIMING)
+        """The number of the signal on which all ranks stop; 0 for none."""
+        self._lock, self._store, self._sinks, self._largest = lock, store, tuple(sinks), largest
+        self._logs = _Logs(folder if lock else None, self._warn)
+        self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._step = self._restored = self._saved = 0
         self._state = "running"
@@ -110,6 +109,7 @@ class Run:
         evaluate_every: int,
         store: Callable[[Path], CheckpointStore],
         sinks: Sequence[Sink] = (),
+        largest: Largest = int,
     ) -> "Run":
         """Creates the run of this folder, or continues it; `store` is made for the folder of checkpoints.
 
@@ -120,15 +120,38 @@ class Run:
         with ExitStack() as undo:
             lock = RunLock.acquire(folder)
             undo.callback(lock.release)
-            run = cls(folder, lock, store(folder / read.CHECKPOINTS), sinks)
-            undo.callback(run._close_logs)
+            run = cls(folder, lock, store(folder / read.CHECKPOINTS), sinks, largest)
+            undo.callback(run._logs.close)
             run.max_steps, run.save_every, run.evaluate_every = max_steps, save_every, evaluate_every
             # As it will be read back: a tuple in it is a list from here on.
             run._begin(json.loads(to_json(config)), dict(fingerprints))
             undo.pop_all()
         return run
 
+    @classmethod
+    def follow(
+        cls,
+        folder: Path,
+        *,
+        max_steps: int,
+        save_every: int,
+        evaluate_every: int,
+        store: Callable[[Path], CheckpointStore],
+        largest: Largest,
+    ) -> "Run":
+        """The run that rank 0 has opened, for another rank: the same steps out of the same checkpoints, and nothing is written."""
+        if not read.is_run(folder):
+            raise ValueError(
+                f"{folder}: rank 0 has opened it and it is not here; choose a run folder on a disk that all ranks share"
+            )
+        run = cls(folder, None, store(folder / read.CHECKPOINTS), (), largest)
+        run.max_steps, run.save_every, run.evaluate_every = max_steps, save_every, evaluate_every
+        status = read.read_status(folder)
+        run._step, run._state = status.step, "finished" if status.state == "finished" else "running"
+        return run
+
     def _begin(self, config: dict[str, object], fingerprints: dict[str, str]) -> None:
+        assert self._lock is not None
         if self._lock.previous is not None:
             self._say(f"taking over from process {self._lock.previous.pid}, which ended without a word", "info")
         surroundings = environment(config.get("seed"))
@@ -141,10 +164,10 @@ class Run:
                 f"{self.folder}: holds checkpoints but no {read.CONFIG}; restore it from a copy, or take another run folder"
             )
         else:
-            self._write(read.FINGERPRINTS, fingerprints)
-            self._write(read.ENVIRONMENT, {"now": surroundings, "earlier": []})
+            self.write(read.FINGERPRINTS, fingerprints)
+            self.write(read.ENVIRONMENT, {"now": surroundings, "earlier": []})
             self._write_status()
-        self._write(read.CONFIG, config)
+        self.write(read.CONFIG, config)
 
     def _continue(self, config: dict[str, object], fingerprints: dict[str, str]) -> None:
         before = read.read_status(self.folder)
@@ -171,7 +194,7 @@ class Run:
                 self._say(f"{key} was {_short(old)} and is {_short(new)}: the numbers may differ in their last bits", "warning")
             earlier = record["earlier"]
             assert isinstance(earlier, list)
-            self._write(read.ENVIRONMENT, {"now": now, "earlier": [*earlier, record["now"]]})
+            self.write(read.ENVIRONMENT, {"now": now, "earlier": [*earlier, record["now"]]})
 
     @property
     def finished(self) -> bool:
@@ -186,7 +209,10 @@ class Run:
     def restore(self, parts: Mapping[str, Part]) -> None:
         """Fills the parts from the newest whole checkpoint and cuts the logs back to it; without one, everything starts over."""
         step = self._store.load_newest(self._with_logs(parts), self._warn)
-        self._store.tidy()
+        if self._lock:
+            self._store.tidy()
+        if not step == self._largest(step) == -self._largest(-step):
+            raise ValueError(f"{self.folder}: the ranks found different checkpoints; choose a run folder on a disk that all share")
         if step == 0:
             self._logs.load_state({}, {read.METRICS: 0, read.SAMPLES: 0})
         if self.finished and step < self._step:
@@ -202,6 +228,7 @@ class Run:
     def remaining_steps(self) -> Iterator[int]:
         """The steps still to do; raises Interrupted between two steps, once a signal has come and the last step is saved."""
         for step in range(self._restored + 1, self.max_steps + 1):
+            self.interrupted = self._largest(self._signal)
             if self.interrupted and self._saved == self._step:
                 raise Interrupted(self.interrupted)
             yield step
@@ -210,10 +237,10 @@ class Run:
         """Adds a line to metrics.jsonl. Nothing that depends on the clock goes in: a continued run has the same bytes."""
         assert "step" not in metrics, "the step is given apart"
         numbers = {name: float(value) for name, value in metrics.items()}
-        self._logs.metrics.append(to_json_line({"step": step, **numbers}))
+        self._logs.append(read.METRICS, {"step": step, **numbers})
         now = time.monotonic()
         if step > self._step:
-            self._timing.append(to_json_line({"step": step, "seconds": now - self._last, "time": time.time()}))
+            self._logs.append(read.TIMING, {"step": step, "seconds": now - self._last, "time": time.time()})
             self._step, self._last = step, now
         left = (now - self._began) / max(1, step - self._restored) * (self.max_steps - step)
         for sink in self._sinks:
@@ -221,7 +248,7 @@ class Run:
 
     def sample(self, row: Mapping[str, object]) -> None:
         """Adds a line to samples.jsonl."""
-        self._logs.samples.append(to_json_line(row))
+        self._logs.append(read.SAMPLES, row)
 
     def message(self, text: str, level: Level = "info") -> None:
         """Tells the user something in passing."""
@@ -233,14 +260,16 @@ class Run:
 
     def due_save(self, step: int) -> bool:
         """Whether to save after this step: when it is its turn, and when a signal asked to stop."""
+        self.interrupted = self._largest(self._signal)
         return bool(self.interrupted) or (self.save_every > 0 and step % self.save_every == 0)
 
     def save(self, step: int, parts: Mapping[str, Part]) -> None:
         """Writes a checkpoint of the parts, the logs' lengths in it."""
-        if not self._lock.held():
-            raise ValueError(f"{self.folder}: was removed or replaced while the run was writing it; start the run again")
-        self._logs.sync()
-        self._store.save(step, self._with_logs(parts))
+        if self._lock:
+            if not self._lock.held():
+                raise ValueError(f"{self.folder}: was removed or replaced while the run was writing it; start the run again")
+            self._logs.sync()
+            self._store.save(step, self._with_logs(parts))
         self._saved = self._step = step
         self._write_status()
 
@@ -249,7 +278,8 @@ class Run:
         if self._saved != self._step:
             self.save(self._step, parts)
         if not self.finished:
-            self._logs.sync()
+            if self._lock:
+                self._logs.sync()
             self._end("finished", "")
 
     def _with_logs(self, parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -269,24 +299,21 @@ class Run:
             if not self.finished:
                 self._end(*_how_it_ended(error))
         self.close()
-        if error is None and self.interrupted:
-            raise Interrupted(self.interrupted)
+        if error is None and (self._signal or self.interrupted):
+            raise Interrupted(self._signal or self.interrupted)
 
     def close(self) -> None:
         """Gives the folder free for another process."""
-        self._close_logs()
-        self._lock.release()
-
-    def _close_logs(self) -> None:
         self._logs.close()
-        self._timing.close()
+        if self._lock:
+            self._lock.release()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # No sink in here: the signal may have come in the middle of one.
-        if self.interrupted:
+        if self._signal:
             os.write(2, b"\nstopped at once; the last checkpoint is whole and the same command continues from it\n")
             os._exit(128 + number)
-        self.interrupted = number
+        self._signal = number
         os.write(2, b"\nstopping after this step; once more stops at once\n")
 
     def _end(self, state: str, reason: str) -> None:
@@ -297,10 +324,12 @@ class Run:
 
     def _write_status(self, reason: str = "") -> None:
         status = Status(state=self._state, step=self._step, max_steps=self.max_steps, reason=reason)
-        self._write(read.STATUS, asdict(status))
+        self.write(read.STATUS, asdict(status))
 
-    def _write(self, name: str, value: Mapping[str, object]) -> None:
-        write_file(self.folder / name, to_json(value, indent=2))
+    def write(self, name: str, value: Mapping[str, object]) -> None:
+        """Writes a JSON file into the folder, whole or not at all."""
+        if self._lock:
+            write_file(self.folder / name, to_json(value, indent=2))
 
     def _warn(self, text: str) -> None:
         self._say(text, "warning")
@@ -311,33 +340,37 @@ class Run:
 
 
 class _Logs:
-    """metrics.jsonl and samples.jsonl as a part of the checkpoint: their lengths, to which a continued run cuts them back."""
+    """The logs, and as a part of the checkpoint the lengths to which a continued run cuts them back (timing is not among those)."""
 
-    def __init__(self, folder: Path, complain: Callable[[str], None]) -> None:
-        self.metrics, self.samples = AppendLog(folder / read.METRICS), AppendLog(folder / read.SAMPLES)
+    CUT: ClassVar[tuple[str, ...]] = (read.METRICS, read.SAMPLES)
+
+    def __init__(self, folder: Path | None, complain: Callable[[str], None]) -> None:
+        names = (*self.CUT, read.TIMING) if folder else ()
+        self._logs = {name: AppendLog(folder / name) for name in names if folder}
         self._complain = complain
 
-    def _both(self) -> dict[str, AppendLog]:
-        return {read.METRICS: self.metrics, read.SAMPLES: self.samples}
+    def append(self, name: str, row: Mapping[str, object]) -> None:
+        if name in self._logs:
+            self._logs[name].append(to_json_line(row))
 
     def state_tensors(self) -> Mapping[str, Any]:
         return {}
 
     def state_dict(self) -> Mapping[str, object]:
-        return {name: log.offset for name, log in self._both().items()}
+        return {name: self._logs[name].offset for name in self.CUT}
 
     def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        for name, log in self._both().items():
-            missing = log.cut(state[name])
+        for name, log in self._logs.items():
+            missing = log.cut(state[name]) if name in self.CUT else 0
             if missing:
                 self._complain(f"{log.path}: {missing} bytes that the checkpoint counts on are gone; training goes on without them")
 
     def sync(self) -> None:
-        for log in self._both().values():
-            log.sync()
+        for name in self.CUT:
+            self._logs[name].sync()
 
     def close(self) -> None:
-        for log in self._both().values():
+        for log in self._logs.values():
             log.close()
 
 
@@ -359,27 +392,3 @@ def _named(fingerprints: Mapping[str, object]) -> dict[str, object]:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"
-
-
-def environment(seed: object) -> dict[str, object]:
-    """What the last bits of the numbers may depend on beside the run's own settings."""
-    versions = {"python": platform.python_version(), "truing": truing.__version__}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return {
-        "versions": versions,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu_flags": " ".join(_cpu_flags()),
-        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count()),
-        "seed": seed,
-    }
-
-
-def _cpu_flags() -> list[str]:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                present = set(line.partition(":")[2].split())
-                return [flag for flag in CPU_FLAGS if flag in present]
-    return []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.data.tree import TreeBatch
-from truing.objectives import Mean, Objective
+from truing.objectives import Mean, Objective, averaged
 from truing.parallel.world import World
 from truing.train.optim import AdamW, Optimizer
 
@@ -43,44 +43,42 @@ class Learner:
         Raises NonFiniteError, naming place and records, at the third such step in a row.
         """
         (units,) = self.world.sum([float(sum(objective.units(batch) for batch in batches))])
-        metrics: dict[str, Mean] = {}
-        problem: str | None = None
+        metrics: list[dict[str, Mean]] = []
+        problems: list[str] = []
         for batch in batches:
             output = objective(self.model, batch)
-            if problem is None and not torch.isfinite(output.total):
-                problem = f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}"
+            if not torch.isfinite(output.total):
+                problems.append(f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}")
             (output.total / units).backward()
-            for name, mean in output.metrics.items():
-                metrics[name] = metrics.get(name, Mean(0.0, 0.0)) + mean
-        self.world.sum_gradients(self.trained.values())
-        norm = self.optimizer.grad_norm() if problem is None else float("nan")
-        if problem is None and not norm < float("inf"):
-            problem = self._bad_gradient()
-        (problems,) = self.world.sum([float(problem is not None)])
+            metrics.append(output.metrics)
+        problems = self.world.gather(problems)
+        norm = float("nan")
+        if not problems:
+            self.world.sum_gradients(self.trained.values())
+            norm = self.optimizer.grad_norm()
+            if not norm < float("inf"):
+                problems = [self._bad_gradient()]  # the same on all ranks, since the sums are
         rate = self.settings.rate(self.steps_taken, self.total_steps)
         self.steps_taken += 1
         if problems:
-            self.optimizer.drop_gradients()
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                raise NonFiniteError(
-                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row were not finite; the last: {problem or 'on another rank'}", batches
-                )
+            self._skip(problems[0], batches)
         else:
             self.optimizer.step(rate, norm)
             self.skipped_in_a_row = 0
-        return {**self._averaged(metrics), "grad_norm": norm, "lr": rate, "skipped": float(self.skipped)}
+        return {**averaged(self.world.gather(metrics)), "grad_norm": norm, "lr": rate, "skipped": float(self.skipped)}
+
+    def _skip(self, problem: str, batches: Sequence[TreeBatch]) -> None:
+        self.optimizer.drop_gradients()
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(f"{MAX_SKIPPED_IN_A_ROW} steps in a row were not finite; the last: {problem}", batches)
 
     def _bad_gradient(self) -> str:
         for name, parameter in self.trained.items():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 return f"the gradient of {name} is not finite"
         return "the gradient norm overflows"
-
-    def _averaged(self, metrics: Mapping[str, Mean]) -> dict[str, float]:
-        flat = self.world.sum([value for mean in metrics.values() for value in (mean.sum, mean.count)])
-        return {name: total / count for name, total, count in zip(metrics, flat[::2], flat[1::2], strict=True)}
 
     def state_tensors(self) -> Mapping[str, Tensor]:
         groups = {"weights": {name: p.data for name, p in self.trained.items()}, **self.optimizer.state_tensors()}

@@ -5,7 +5,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from truing.data.tree import TreeBatch
 from truing.objectives import Objective
-from truing.runs.durable import to_json, write_file
 from truing.runs.run import Part, Run
 from truing.train.learner import Learner, NonFiniteError
 
@@ -33,7 +32,8 @@ def train(run: Run, learner: Learner, objective: Objective, source: Source, *, e
         try:
             metrics = learner.update(objective, batches)
         except NonFiniteError as error:
-            write_file(run.folder / BAD_BATCH, to_json({"step": step, "batches": [_described(batch) for batch in error.batches]}))
+            found = learner.world.gather([_described(batch) for batch in error.batches])
+            run.write(BAD_BATCH, {"step": step, "batches": found})
             raise NonFiniteError(f"{error}; the batch is in {run.folder / BAD_BATCH}", error.batches) from error
         if evaluate and run.due_evaluation(step):
             metrics |= _held_out(evaluate)

@@ -1,0 +1,168 @@
+"""Two processes that train together give the numbers of one, stop at the same step, and leave the same run folder.
+
+Each test runs the command, or a function of `ranked.py`, under gloo on this machine, announced as torchrun does it.
+"""
+
+import copy
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from conftest import make_tiny_llama
+from folders import differences, files
+from trees import relative_gap
+from truing.runs.read import read_rows, read_status
+from truing.runs.run import Run
+from truing.train.checkpoint import Checkpoints
+from zygote import Zygote
+
+RANKS = 2
+STEPS = 12
+"""Two epochs of 16 pairs in batches of 3, which the ranks share as 2 and 1; of the last, of one pair, one rank has nothing."""
+
+
+@pytest.fixture(scope="module")
+def command(pairs_file: Path, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """A training in fp32; the head of the model is not tied, so that a reward model has parameters without a gradient."""
+    model = tmp_path_factory.mktemp("untied") / "model"
+    shutil.copytree(tiny_model_folder, model)
+    copy.deepcopy(make_tiny_llama(tie=False)).save_pretrained(model)
+
+    def of(method: str) -> list[str]:
+        return [
+            *("train", method, f"data.path={pairs_file}", f"model={model}", "data.held_out_share=0.2", "dtype=fp32"),
+            *("epochs=2", "batch_size=3", "micro_tokens=80", "save_every=3", "evaluate_every=4", "optimizer.warmup=0"),
+            *("optimizer.lr=1e-4", "optimizer.eps=1e-6", "optimizer.weight_decay=0.1"),
+        ]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def trained(zygote: Zygote, command: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory):
+    """method, ranks -> the folder of an uninterrupted run, made once."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def of(method: str, ranks: int) -> Path:
+        if (method, ranks) not in made:
+            folder = tmp_path_factory.mktemp("trained") / "run"
+            log = folder.with_name("log")
+            assert zygote([*command(method), f"run={folder}"], log, ranks=ranks) == [0] * ranks, log.read_text()
+            made[method, ranks] = folder
+        return made[method, ranks]
+
+    return of
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [dict(row) for row in read_rows(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo"])
+def test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one(method: str, trained) -> None:
+    one, two = trained(method, 1), trained(method, RANKS)
+    assert [row["step"] for row in rows(one)] == list(range(STEPS + 1))
+    for mine, whole in zip(rows(two), rows(one), strict=True):
+        # margins and rewards are differences of log-probabilities of about 100, which have five digits behind the point in fp32
+        assert mine == pytest.approx(whole, rel=1e-5, abs=1e-5)
+        assert mine.get("loss", 0) == pytest.approx(whole.get("loss", 0), rel=1e-5)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (two, one)]
+    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[1]) < 1e-6
+    learners = [load_file(folder / "checkpoints" / f"step-{STEPS:06}" / "learner.safetensors") for folder in (two, one)]
+    for group in ("first/", "second/"):
+        moments = [{name: tensor for name, tensor in learner.items() if name.startswith(group)} for learner in learners]
+        assert relative_gap(*moments) < 1e-5
+    assert json.loads((two / "result.json").read_bytes()) == json.loads((one / "result.json").read_bytes())
+    assert files(two).keys() == files(one).keys(), "nothing but rank 0's files"
+    log = two.with_name("log").read_text()
+    assert log.count("trained on 16 examples") == 1, "one rank speaks"
+
+
+def told(zygote: Zygote, name: str, path: Path, ranks: int) -> list[Any]:
+    """What each rank found in a function of `ranked.py`."""
+    log = path.with_name("log")
+    assert zygote([str(path)], log, call=name, ranks=ranks) == [0] * ranks, log.read_text()
+    return [json.loads(path.with_suffix(f".{rank}").read_text()) for rank in range(ranks)]
+
+
+def test_trap_08_one_token_on_one_rank_and_a_hundred_on_the_other(zygote: Zygote, tmp_path: Path) -> None:
+    (alone,) = told(zygote, "one_and_a_hundred_tokens", tmp_path / "alone", 1)
+    both = told(zygote, "one_and_a_hundred_tokens", tmp_path / "both", RANKS)
+    assert both[0] == both[1]
+    for mine, whole in zip(both[0]["metrics"], alone["metrics"], strict=True):
+        assert mine == pytest.approx(whole, rel=1e-5)
+    assert both[0]["weights"] == pytest.approx(alone["weights"], rel=1e-5, abs=1e-6)
+
+
+def test_what_ranks_exchange(zygote: Zygote, tmp_path: Path) -> None:
+    shares = [[], [0], [0, 10, 20, 30, 40]]
+    assert told(zygote, "collectives", tmp_path / "alone", 1) == [
+        {
+            "sum": [1.0, 0.5],
+            "largest": [0, 0],
+            "gather": ["rank 0"],
+            "spread": shares,
+            "gradients": [None, [5.0, 6.0], [1.0, 10.0]],
+        }
+    ]
+    assert told(zygote, "collectives", tmp_path / "both", RANKS) == RANKS * [
+        {
+            "sum": [3.0, 1.0],
+            "largest": [1, 0],
+            "gather": ["rank 0", "a", "rank 1"],
+            "spread": shares,
+            "gradients": [None, [5.0, 6.0], [3.0, 30.0]],
+        }
+    ]
+
+
+def test_a_bad_loss_on_one_rank_stops_both_and_is_written_down_whole(zygote: Zygote, tmp_path: Path) -> None:
+    both = told(zygote, "a_loss_that_is_not_a_number", tmp_path / "both", RANKS)
+    assert [found["skipped"] for found in both] == [3, 3]
+    assert both[0]["said"] == both[1]["said"]
+    assert re.search(r"the loss is nan on records \[.*3.*\]; the batch is in .*bad_batch\.json", both[0]["said"])
+    written = both[0]["written"]
+    assert written["step"] == 3
+    assert sorted(key for batch in written["batches"] for key in batch["records"]) == list(range(6))
+
+
+@pytest.mark.parametrize("asked", [[1], [0, 1]])
+def test_a_signal_to_any_rank_stops_all_at_one_step_and_they_continue_to_the_same_bytes(
+    asked: list[int], zygote: Zygote, command: Callable[[str], list[str]], trained, tmp_path: Path
+) -> None:
+    whole, folder, log = trained("dpo", RANKS), tmp_path / "run", tmp_path / "log"
+    argv = [*command("dpo"), f"run={folder}"]
+    when = (folder / "metrics.jsonl", 5)
+    assert zygote(argv, log, ranks=RANKS, signal=signal.SIGTERM, lines=when, to=asked) == [143, 143], log.read_text()
+    status = read_status(folder)
+    assert status.state == "stopped"
+    assert 4 <= status.step < STEPS
+    assert zygote(argv, log, ranks=RANKS) == [0, 0], log.read_text()
+    assert differences(folder, whole) == []
+
+
+def test_trap_23_killed_together_they_continue_to_the_same_bytes(
+    zygote: Zygote, command: Callable[[str], list[str]], trained, tmp_path: Path
+) -> None:
+    whole, folder, log = trained("dpo", RANKS), tmp_path / "run", tmp_path / "log"
+    argv = [*command("dpo"), f"run={folder}"]
+    killed = [-signal.SIGKILL] * RANKS
+    assert zygote(argv, log, ranks=RANKS, lines=(folder / "metrics.jsonl", 6)) == killed
+    assert zygote(argv, log, ranks=RANKS) == [0, 0], log.read_text()
+    assert differences(folder, whole) == []
+    assert zygote(argv, log, ranks=RANKS) == [0, 0], "a finished run is left as it is"
+    assert differences(folder, whole) == []
+
+
+def test_a_rank_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
+    pace = {"max_steps": 9, "save_every": 0, "evaluate_every": 0, "store": Checkpoints, "largest": abs}
+    with pytest.raises(ValueError, match="choose a run folder on a disk that all ranks share"):
+        Run.follow(tmp_path / "run", **pace)
+    assert list(tmp_path.iterdir()) == []
