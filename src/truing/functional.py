@@ -19,7 +19,7 @@ def segment_sum(values: Float[Tensor, " value"], segment: Int[Tensor, " value"],
 
 
 def kl_k1(policy: Float[Tensor, " token"], reference: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """k1 = log pi - log pi_ref on samples of pi: unbiased for KL(pi || pi_ref), signed (Schulman 2020, 'Approximating KL divergence')."""
+    """k1 = log pi - log pi_ref on samples of pi: unbiased for KL(pi || pi_ref), signed (Schulman 2020, Approximating KL)."""
     return policy - reference
 
 

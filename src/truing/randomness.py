@@ -1,4 +1,4 @@
-"""Randomness that is counted, not consumed: a seed for each purpose and place, so that nothing depends on order or on what was drawn before."""
+"""Randomness that is counted, not consumed: a seed for each purpose and place, so that nothing depends on what was drawn before."""
 
 import hashlib
 

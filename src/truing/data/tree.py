@@ -65,7 +65,7 @@ class TreeSpan:
 class TreeBatch:
     """Many trees in one row of tokens, without padding; responses are numbered through all trees in order.
 
-    What all trunks begin with, such as a system prompt, is the root: it stands once at the front and is computed once for all trees.
+    What all trunks begin with, such as a system prompt, is the root: it stands once at the front, computed once for all trees.
 
     Example: two trees of two branches each give four responses; `response` says to which of them each scored token belongs.
     """

@@ -61,7 +61,7 @@ def words(result: Mapping[str, Any]) -> str:
     sentences += [f"On {kind}: {_verdict(gain)}." for kind, gain in gains.items() if kind != "all"]
     win = last["win_rate_against_base"]
     sentences.append(
-        f"The reward model prefers its answers to base's in {_rate(win)} of {win['n']} prompts; that is a model's taste, not people's."
+        f"The reward model prefers its answers to base's in {_rate(win)} of {win['n']} prompts; a model's taste, not people's."
     )
     base = next(iter(models.values()))
     for key, title in (("false_premise_corrected", "false premises"), ("true_premise_confirmed", "true premises")):

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int) -> None:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(seed, "adapter"))
-        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=0.0), model)
+        alpha = cast(int, lora.alpha)  # so annotated, but only ever divided by the rank
+        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
@@ -84,6 +86,7 @@ def merge(trained: PreTrainedModel, start: PreTrainedModel) -> PreTrainedModel:
         if not isinstance(layer, BaseTunerLayer):
             continue
         weight: Tensor = modules[name].weight
+        assert isinstance(layer, Linear)
         update = layer.get_delta_weight("default").float()
         weight += update if update.shape == weight.shape else update.T
     return start

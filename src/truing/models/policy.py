@@ -106,8 +106,7 @@ class Policy(nn.Module):
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
     """The model without its head, with any adapter inside."""
-    base = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-    decoder: nn.Module = base.base_model
+    decoder: nn.Module = model.base_model
     return decoder
 
 

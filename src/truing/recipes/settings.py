@@ -54,7 +54,7 @@ class Shared:
     seed: int = 0
     """Seed of everything random: order, adapters, heads, samples."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Dtype of the weights; auto is bf16 where the machine computes in it, else fp32. bf16 keeps fp32 masters of trained weights."""
+    """Dtype of the weights; auto is bf16 where the machine computes in it, else fp32. bf16 has fp32 masters of trained weights."""
     lora: LoRA | None = None
     """Train low-rank adapters (`lora.rank=16`); null trains all weights."""
     epochs: Annotated[int, Field(gt=0)] = 1
