@@ -2,7 +2,7 @@
 
     python -m benchmarks.held_out [--data ../shared/data] [--out runs/held_out] [NAME ...]
 
-Each line is one `truing train` command, in a process of its own. Prints a Markdown table and writes benchmarks/results/held_out.json.
+Each line is one `truing train` command, in a process of its own. Prints a Markdown table; writes benchmarks/results/held_out.json.
 """
 
 import argparse
