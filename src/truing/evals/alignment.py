@@ -18,7 +18,7 @@ from truing.records import Messages, Preference, Record
 from truing.rollouts.sampler import Decoding, sample
 
 PREMISE = "premise"
-BUDGET = 4096
+BUDGET = 2048
 
 
 @dataclass(frozen=True, kw_only=True)

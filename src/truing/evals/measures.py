@@ -8,6 +8,7 @@ from torch import Tensor
 
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.functional import kl_k1, kl_k3, segment_sum
+from truing.memory import give_back
 from truing.models.heads import RewardModel
 from truing.models.policy import Policy
 from truing.runs.sinks import Tick
@@ -30,6 +31,7 @@ def per_tree(
         for tree, value in zip(batch.tree.tolist(), measure(batch).tolist(), strict=True):
             found[group[tree].key].append(value)
         done += len(group)
+        give_back()
         if progress:
             progress(done, len(trees))
     return found

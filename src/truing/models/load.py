@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from truing.models.folder import Tensors, check_folder
 from truing.models.resolve import TOKENIZER_FILES, resolve
-from truing.runs.durable import make_folder, write_folder
+from truing.runs.durable import adopt_folder, make_folder, remove
 
 DROPOUT = re.compile(r"dropout|pdrop|(^|_)drop($|_)")
 SLACK_ELEMENTS = 1 << 24
@@ -184,22 +184,22 @@ def save_model(
     """
     make_folder(folder.parent)
     # Staged by transformers, which knows how each architecture names its tensors on disk; made durable by our own writer.
-    with tempfile.TemporaryDirectory(prefix=f".tmp-{folder.name}-", dir=folder.parent) as scratch:
+    scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+    try:
         with _quiet():
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-        path = Path(scratch) / "config.json"
+        path = scratch / "config.json"
         config = json.loads(path.read_bytes())
         if "use_cache" in config:
             config["use_cache"] = True
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_folder(folder, chain(_contents(Path(scratch)), (extra or {}).items()))
-
-
-def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for file in sorted(folder.iterdir()):
-        assert file.is_file(), f"a folder inside a saved model: {file.name}"
-        yield file.name, file.read_bytes()
+        for name, data in (extra or {}).items():
+            (scratch / name).write_bytes(data)
+        scratch.chmod(0o755)  # a temporary folder is for its owner alone
+        adopt_folder(scratch, folder)
+    finally:
+        remove(scratch)
 
 
 @contextmanager

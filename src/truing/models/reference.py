@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 
 from truing.data.tree import Tree, TreeBatch
+from truing.memory import give_back
 from truing.models.load import weights_hash
 from truing.models.lora import adapter_off
 from truing.models.policy import Policy

@@ -18,6 +18,7 @@ from truing.evals import alignment, report
 from truing.evals.alignment import Held, Measured
 from truing.losses import PAIR_LOSSES, PairLoss
 from truing.losses.dpo import DPO
+from truing.memory import give_back
 from truing.models.load import load_tokenizer
 from truing.models.lora import LoRA
 from truing.recipes import preference, reward_model, sft
@@ -61,7 +62,7 @@ class Config:
     """Dtype of the weights."""
     lora: LoRA | None = field(default_factory=lambda: LoRA(targets=r"layers\.(1[5-9]|2\d)\."))
     """Low-rank adapters for all three trainings; null trains all weights. Upper half only: nothing flows back through the lower."""
-    micro_tokens: Annotated[int, Field(gt=0)] = 2048
+    micro_tokens: Annotated[int, Field(gt=0)] = 1024
     """Tokens computed at once; memory grows with it, results do not change."""
     loss: Annotated[PairLoss, OneOf(PAIR_LOSSES)] = field(default_factory=DPO)
     """The preference loss of the third training."""
@@ -69,7 +70,7 @@ class Config:
     """Supervised fine-tuning on the good answers."""
     reward_model: Stage = field(default_factory=lambda: Stage(lr=5e-4))
     """The reward model, from the SFT model."""
-    preference: Stage = field(default_factory=lambda: Stage(lr=2e-4))
+    preference: Stage = field(default_factory=lambda: Stage(lr=5e-4))
     """Preference optimisation, from the SFT model."""
     answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=40))
     """How the held-out prompts are answered for the comparison."""
@@ -93,6 +94,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         stages = _stages(config)
         for name, stage in stages.items():
             stage(sinks)
+            give_back()
             assert (config.run / name / "model").is_dir()
         measured = _compare(config, sinks)
         result = alignment.result(measured, seed=config.seed)

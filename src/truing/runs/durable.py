@@ -173,6 +173,30 @@ def write_folder(final: Path, files: Mapping[str, bytes] | Iterable[tuple[str, b
         _sync_folder(final.parent)
 
 
+def adopt_folder(scratch: Path, final: Path) -> None:
+    """Makes a folder of plain files, which another library wrote beside `final`, whole and durable under that name.
+
+    Nothing is read into memory. As with `write_folder`, a whole folder of that name is never replaced.
+    """
+    with storage_errors(final):
+        if verify_folder(final) is not None:
+            raise ValueError(f"{final}: is already written; remove it first to write it anew")
+        entries = [_sync_entry(path) for path in sorted(scratch.iterdir())]
+        _write_synced(scratch / MANIFEST, _manifest_bytes(entries))
+        _sync_folder(scratch)
+        discard(final)
+        os.rename(scratch, final)
+        _sync_folder(final.parent)
+
+
+def _sync_entry(path: Path) -> Entry:
+    assert path.is_file(), f"a folder inside a folder of files: {path.name}"
+    assert _is_plain(path.name), f"not a name for a file in a folder: {path.name!r}"
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return Entry(name=path.name, size=os.fstat(file.fileno()).st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
 def discard(path: Path) -> None:
     """Removes a folder; it loses its name before its first file, so no half of it is ever found under that name."""
     if not os.path.lexists(path):

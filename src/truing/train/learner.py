@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.data.tree import TreeBatch
+from truing.memory import give_back
 from truing.objectives import Mean, Objective, averaged
 from truing.parallel.world import World
 from truing.train.optim import AdamW, Optimizer
