@@ -75,7 +75,8 @@ class Zygote:
 
 def child(task: dict[str, Any]) -> None:
     """The command, as in a process of its own: also with random states of its own. Never returns."""
-    with Path(task["log"]).open("ab") as stream:
+    with Path(task["log"]).open("ab") as stream, Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     random.seed()

@@ -173,6 +173,8 @@ def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
         )
         found[name] = measured
         write_file(path, to_json(measured.as_json()))
+        del policy, reference  # before the next two are loaded
+        give_back()
     judge = load_reward_model(config.run / "reward_model", dtype)
     for measured in found.values():
         measured.rewards = alignment.rewards_of(judge, held, measured)

@@ -1,34 +1,35 @@
 """Keys and values of answers under way, and the attention that writes and reads them in place of transformers' own cache.
 
-One row an answer, filled from slot 0: no padding between prompt and answer, so rows of any length go on together. Prompts are read
-as trees (what they begin with in common is computed once), then every row grows by one token a step. Only for policies in the
-tree layout, whose probe has shown that positions and this attention are all that a layer needs. Left out: which token comes next.
+One row an answer, filled from slot 0: a token stands in the slot of its position, so rows of any length go on together and nothing
+is padded between prompt and answer. Only for policies in the tree layout, whose probe has shown that positions and an attention of
+ours are all that a layer needs. Left out: which token comes next.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from truing.data.tree import TreeBatch
-from truing.models.attention import Layout, tree_attention
-
 NAME = "truing_rollout"
+SCORES = 1 << 19
+"""Attention scores that are made at once, where a single row does not need more: 2 MiB in fp32."""
+
+SLOTS = 32
+"""Slots are added so many at a time; all of them are computed, since a product of matrices with gaps would copy them first."""
 
 
 class Cache:
-    """Example: `cache.reading(batch, prompts)` is handed down for the prompts, `cache.step()` for each token after them."""
+    """Example: `cache.grow([0, 1], [3, 5])` makes room for three tokens more in row 0 and five in row 1, and is handed down."""
 
-    def __init__(self, *, rows: int, slots: int, device: torch.device) -> None:
-        self.rows = rows
-        self.slots = slots
-        self.lengths: list[int] = []
-        """Filled slots of each row in use; the rows in use are the first ones."""
-        self.device = device
+    def __init__(self, *, rows: int, device: torch.device) -> None:
+        self.rows, self.slots, self.device = rows, 0, device
+        self.lengths = [0] * rows
+        """Filled slots of each row."""
         self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         """Keys as [row, keyhead, width, slot], as the product with a query wants them; values as [row, keyhead, slot, width]."""
 
@@ -36,126 +37,108 @@ class Cache:
         """The layer's keys and values, made when it first asks. Zeros, because 0 x NaN in an unseen slot would be NaN."""
         if module not in self.layers:
             self.layers[module] = (
-                key.new_zeros(self.rows, key.shape[1], key.shape[3], self.slots),
-                value.new_zeros(self.rows, value.shape[1], self.slots, value.shape[3]),
+                key.new_zeros(self.rows, key.shape[1], key.shape[2], self.slots),
+                value.new_zeros(self.rows, value.shape[1], self.slots, value.shape[2]),
             )
         return self.layers[module]
 
-    def keep(self, rows: Sequence[int]) -> list[int]:
-        """Free all other rows: the last ones move into the gaps. Returns the old number of each row now in use."""
-        kept = sorted(rows)
-        order = list(range(len(kept)))
-        movers = [row for row in kept if row >= len(kept)]
-        gaps = sorted(set(order) - set(kept))
-        for gap, mover in zip(gaps, movers, strict=True):
-            order[gap] = mover
-        if gaps:
-            to, of = torch.tensor(gaps, device=self.device), torch.tensor(movers, device=self.device)
-            for pair in self.layers.values():
-                for tensor in pair:
-                    tensor[to] = tensor[of]
-        self.lengths = [self.lengths[row] for row in order]
-        return order
+    def take(self, rows: Sequence[int]) -> None:
+        """Row i becomes what row `rows[i]` was; the rows after them are free."""
+        moved = [i for i, row in enumerate(rows) if i != row and self.lengths[row]]
+        seen = max((self.lengths[rows[i]] for i in moved), default=0)
+        to = torch.tensor(moved, dtype=torch.long, device=self.device)
+        of = torch.tensor([rows[i] for i in moved], dtype=torch.long, device=self.device)
+        for keys, values in self.layers.values() if moved else ():
+            keys[to, :, :, :seen] = keys[of, :, :, :seen]
+            values[to, :, :seen] = values[of, :, :seen]
+        self.lengths = [self.lengths[row] for row in rows] + [0] * (self.rows - len(rows))
 
-    def reading(self, batch: TreeBatch) -> "Reading":
-        """Put each response of the batch, with its trunk, or a trunk without responses, into a new row."""
-        return Reading(self, batch)
-
-    def step(self) -> "Step":
-        """Give each row in use one more token."""
-        return Step(self)
-
-
-class Stage(Protocol):
-    """What is handed down to the layers in place of a layout."""
-
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, options: dict[str, Any]
-    ) -> tuple[Tensor, None]: ...
+    def grow(self, first: int, counts: Sequence[int]) -> "Stage":
+        """Room for so many tokens more in the rows from `first` on; hand the stage down with the tokens, row after row."""
+        more = max(self.lengths[row] + count for row, count in enumerate(counts, first)) - self.slots
+        if more > 0:
+            more = -(-more // SLOTS) * SLOTS
+            for module, (keys, values) in self.layers.items():
+                self.layers[module] = pad(keys, (0, more)), pad(values, (0, 0, 0, more))
+            self.slots += more
+        stage = Stage(self, first, counts)
+        for row, count in enumerate(counts, first):
+            self.lengths[row] += count
+        return stage
 
 
-class Reading:
-    """Prompts, as a packed row of trees."""
+class Stage:
+    """New tokens of neighbouring rows on their way through the layers."""
 
-    def __init__(self, cache: Cache, batch: TreeBatch) -> None:
-        # the tokens of each prompt, wherever they lie in the packed row; a trunk may stand alone
-        runs = [[*range(*span.trunk), *range(*branch)] for span in batch.spans for branch in span.branches or ((0, 0),)]
-        self.cache = cache
-        self.layout = Layout.of(batch)
-        self.first = len(cache.lengths)
-        self.index = torch.zeros(len(runs), max(map(len, runs)), dtype=torch.long)
-        for row, run in enumerate(runs):
-            self.index[row, : len(run)] = torch.tensor(run)
-        self.index = self.index.to(cache.device)
-        self.last = torch.tensor([run[-1] for run in runs], device=cache.device)
-        cache.lengths += map(len, runs)
+    def __init__(self, cache: Cache, first: int, counts: Sequence[int]) -> None:
+        starts = cache.lengths[first : first + len(counts)]
+        most = max(counts)
+        real = torch.arange(most)[None, :] < torch.tensor(counts)[:, None]
+        at = torch.tensor(starts)[:, None] + torch.arange(most)
+        index = (real.flatten().cumsum(0) - 1).clamp_(min=0).view(real.shape)
+        self.cache, self.first = cache, first
+        self.at: Int[Tensor, "row new"] = at.to(cache.device)
+        self.index: Int[Tensor, "row new"] = index.to(cache.device)
+        """The packed token of each new place; the places behind a row's end repeat another token and are thrown away."""
+        self.real: Bool[Tensor, "row new"] | None = None if bool(real.all()) else real.to(cache.device)
+        self.row = (first + torch.arange(len(counts))[:, None].expand_as(real)[real]).to(cache.device)
+        self.positions: Int[Tensor, " token"] = at[real].to(cache.device)
+        self.last = torch.tensor([sum(counts[: i + 1]) - 1 for i in range(len(counts))], device=cache.device)
+        """The packed place of each row's last token."""
+        self.masks: dict[int | None, Float[Tensor, "row new slot"]] = {}
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Float[Tensor, "one head token width"],
-        key: Float[Tensor, "one keyhead token width"],
-        value: Float[Tensor, "one keyhead token valuewidth"],
-        scaling: float | None,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, None]:
-        keys, values = self.cache.layer(module, key, value)
-        rows, slots = self.index.shape
-        at = slice(self.first, self.first + rows)
-        keys[at, :, :, :slots] = key[0].transpose(0, 1)[self.index].permute(0, 2, 3, 1)
-        values[at, :, :slots] = value[0].transpose(0, 1)[self.index].transpose(1, 2)
-        return tree_attention(module, query, key, value, None, scaling, **{**options, "tree_layout": self.layout})
-
-
-class Step:
-    """The newest token of each row."""
-
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.positions = torch.tensor(cache.lengths, device=cache.device)
-        self.row = torch.arange(len(cache.lengths), device=cache.device)
-        cache.lengths = [length + 1 for length in cache.lengths]
-        self.seen = max(cache.lengths)
-        self.masks: dict[int | None, Float[Tensor, "row one slot"]] = {}
-
-    def mask(self, window: int | None) -> Float[Tensor, "row one slot"]:
-        """Added to the scores: minus infinity behind a row's newest token, and before its window."""
+    def mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "row new slot"]:
+        """Added to the scores: minus infinity for slots after a token's own, and before its window."""
         if window not in self.masks:
-            behind = torch.arange(self.seen, device=self.positions.device)[None, :] - self.positions[:, None]
+            behind = torch.arange(self.cache.slots, device=self.at.device) - self.at[:, :, None]
             hidden = behind > 0 if window is None else (behind > 0) | (behind <= -window)
-            self.masks[window] = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None]
+            self.masks[window] = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))
         return self.masks[window]
 
     def attend(
         self,
         module: nn.Module,
-        query: Float[Tensor, "one head row width"],
-        key: Float[Tensor, "one keyhead row width"],
-        value: Float[Tensor, "one keyhead row valuewidth"],
-        scaling: float | None,
-        options: dict[str, Any],
-    ) -> tuple[Float[Tensor, "one row head valuewidth"], None]:
-        rows, heads, keyheads = len(self.row), query.shape[1], key.shape[1]
+        query: Float[Tensor, "token head width"],
+        key: Float[Tensor, "token keyhead width"],
+        value: Float[Tensor, "token keyhead valuewidth"],
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Float[Tensor, "token head valuewidth"]:
+        """Each new token on the slots of its row up to its own. Heads that share keys are one matrix product per key head."""
         keys, values = self.cache.layer(module, key, value)
-        keys[self.row, :, :, self.positions] = key[0].transpose(0, 1)
-        values[self.row, :, self.positions] = value[0].transpose(0, 1)
-        # heads that share keys are one matrix product per key head
-        queries = query[0].transpose(0, 1).reshape(rows * keyheads, heads // keyheads, -1)
-        scores = torch.bmm(queries, keys[:rows, :, :, : self.seen].flatten(0, 1)).float()
-        scores.mul_(scaling if scaling is not None else query.shape[-1] ** -0.5)
-        if (softcap := options.get("softcap")) is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        scores.view(rows, heads, -1).add_(self.mask(options.get("sliding_window")))
-        weights = scores.softmax(-1).to(value.dtype)
-        output = torch.bmm(weights, values[:rows, :, : self.seen].flatten(0, 1))
-        return output.view(1, rows, heads, -1), None
+        keys[self.row, :, :, self.positions] = key
+        values[self.row, :, self.positions] = value
+        heads, keyheads = query.shape[1], key.shape[1]
+        found = []
+        for some, rows in self._chunks(heads):
+            queries = query[self.index[some]].transpose(1, 2)
+            count, _, new, width = queries.shape
+            queries = queries.reshape(count * keyheads, heads // keyheads * new, width)
+            # beta=0: the first argument only says dtype and device
+            scores = torch.baddbmm(query.new_empty(1), queries, keys[rows].flatten(0, 1), beta=0, alpha=scale)
+            if softcap is not None:
+                scores = (torch.tanh(scores.float() / softcap) * softcap).to(value.dtype)
+            scores.view(count, heads, new, -1).add_(self.mask(window, scores.dtype)[some, None])
+            output = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(value.dtype), values[rows].flatten(0, 1))
+            output = output.view(count, heads, new, -1).transpose(1, 2)
+            found.append(output.flatten(0, 1) if self.real is None else output[self.real[some]])
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _chunks(self, heads: int) -> Iterator[tuple[slice, slice]]:
+        """Rows of the stage, and the same rows of the cache."""
+        rows, new = self.at.shape
+        size = max(1, SCORES // (heads * new * self.cache.slots))
+        for start in range(0, rows, size):
+            end = min(start + size, rows)
+            yield slice(start, end), slice(self.first + start, self.first + end)
 
 
 def _attention(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Float[Tensor, "one head token width"],
+    key: Float[Tensor, "one keyhead token width"],
+    value: Float[Tensor, "one keyhead token valuewidth"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -163,7 +146,10 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention function in the form that transformers calls. The stage comes under the name that the probe has tried."""
     stage: Stage = options["tree_layout"]
-    return stage.attend(module, query, key, value, scaling, options)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [token, head, width]
+    output = stage.attend(module, query, key, value, scale, options.get("sliding_window"), options.get("softcap"))
+    return output[None], None
 
 
 def _no_mask(*_args: Any, **_options: Any) -> None:

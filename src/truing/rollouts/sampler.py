@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig
 
-from truing.data.tree import Branch, Tree, TreeBatch, pack
-from truing.models import attention
 from truing.models.policy import Policy
 from truing.models.policy import _decoder as decoder
 from truing.randomness import counted_seed
 from truing.records import Completion
 from truing.rollouts import cache
-from truing.rollouts.cache import Cache, Stage
+from truing.rollouts.cache import Cache
 
-READ_TOKENS = 4096
+READ = 4096
 """Prompt tokens that pass through the model at once."""
+PIECE = 256
+"""Tokens of one prompt that do: scores of attention grow with it."""
+WORTH_READING = 128
+"""Prompt tokens to be saved by reading common beginnings first: one more pass costs about as much."""
 SLOTS = 32768
 """Tokens whose keys and values are held at once, a prompt longer than that set aside: 0.76 GB for SmolLM2-135M in bf16."""
 CHUNK_ELEMENTS = 1 << 20
@@ -108,15 +110,14 @@ def _decode(
     policy: Policy, prompts: dict[int, tuple[int, ...]], decoding: Decoding, stop_ids: frozenset[int], seed: int
 ) -> Iterator[tuple[int, list[int]]]:
     """The tokens of each answer as it ends, under its prompt's number."""
-    slots = max(map(len, prompts.values())) + decoding.max_tokens
-    store = Cache(rows=len(prompts), slots=slots, device=policy.device)
-    logits, order = _read(policy, prompts, store)
-    said: dict[int, list[int]] = {i: [] for i in prompts}
+    store = Cache(rows=len(prompts), device=policy.device)
+    order = list(prompts)
+    logits = _logits(policy, _read(policy, [prompts[i] for i in order], store))
+    said: dict[int, list[int]] = {i: [] for i in order}
     while True:
         seeds = [counted_seed(seed, "sample", i, len(said[i])) for i in order]
-        chosen = _choose(logits, decoding.temperature, seeds)
         going = []
-        for row, (i, token) in enumerate(zip(order, chosen, strict=True)):
+        for row, (i, token) in enumerate(zip(order, _choose(logits, decoding.temperature, seeds), strict=True)):
             said[i].append(token)
             if token in stop_ids or len(said[i]) == decoding.max_tokens:
                 yield i, said[i]
@@ -125,41 +126,64 @@ def _decode(
         if not going:
             return
         if len(going) < len(order):
-            order = [order[row] for row in store.keep(going)]
-        step = store.step()
-        tokens = torch.tensor([said[i][-1] for i in order], device=policy.device)
-        logits = _logits(policy, _hidden(policy, tokens, step.positions, step))
+            going = _close_gaps(going)
+            store.take(going)
+            order = [order[row] for row in going]
+        logits = _logits(policy, _hidden(policy, [(said[i][-1],) for i in order], store, 0))
 
 
-def _read(policy: Policy, prompts: dict[int, tuple[int, ...]], store: Cache) -> tuple[Float[Tensor, "row vocabulary"], list[int]]:
-    """The logits after each prompt, and the prompts' numbers in the order of their rows."""
-    trees, numbers = _as_trees(prompts)
-    hidden, order = [], []
-    for group in pack(trees, READ_TOKENS):
-        batch = TreeBatch.of(group, policy.device)
-        reading = store.reading(batch)
-        hidden.append(_hidden(policy, batch.tokens, batch.positions, reading)[reading.last])
-        order += [i for tree in group for i in numbers[tree.key]]
-    return _logits(policy, torch.cat(hidden)), order
+def _close_gaps(rows: list[int]) -> list[int]:
+    """The same rows, those beyond their number moved into the gaps and all others where they are."""
+    count = len(rows)
+    gaps = iter(sorted(set(range(count)) - set(rows)))
+    placed = {row if row < count else next(gaps): row for row in rows}
+    return [placed[place] for place in range(count)]
 
 
-def _as_trees(prompts: dict[int, tuple[int, ...]]) -> tuple[list[Tree], list[list[int]]]:
-    """Prompts that begin alike as branches of one trunk, where that saves tokens; and by tree, the numbers of its prompts."""
-    trees: list[Tree] = []
-    numbers: list[list[int]] = []
-    for i in sorted(prompts, key=lambda i: prompts[i]):
-        if trees:
-            together = [prompts[j] for j in [*numbers[-1], i]]
-            if _shared(together):
-                tree = _tree(together, len(trees) - 1)
-                most = max(attention.BLOCK, 2 * len(tree.trunk))
-                if tree.size < trees[-1].size + len(prompts[i]) and tree.size <= most:
-                    trees[-1] = tree
-                    numbers[-1].append(i)
-                    continue
-        trees.append(_tree([prompts[i]], len(trees)))
-        numbers.append([i])
-    return trees, numbers
+def _read(policy: Policy, prompts: Sequence[tuple[int, ...]], store: Cache) -> Float[Tensor, "row width"]:
+    """Fill a row of the cache with each prompt, what some begin with in common once; the hidden states of their last tokens."""
+    trunks, trunk_of = _trunks(prompts)
+    if trunks:
+        _read_on(policy, trunks, store)
+        store.take(trunk_of)
+    return _read_on(policy, prompts, store)
+
+
+def _read_on(policy: Policy, prompts: Sequence[tuple[int, ...]], store: Cache) -> Float[Tensor, "row width"]:
+    """Read what the rows do not hold yet, piece by piece."""
+    last: dict[int, Tensor] = {}
+    while unread := [row for row, prompt in enumerate(prompts) if store.lengths[row] < len(prompt)]:
+        pieces: list[tuple[int, ...]] = []
+        for row in range(unread[0], len(prompts)):
+            piece = prompts[row][store.lengths[row] :][:PIECE]
+            if pieces and (len(pieces) + 1) * max(map(len, [*pieces, piece])) > READ:
+                break
+            pieces.append(piece)
+        states = _hidden(policy, pieces, store, unread[0])
+        last |= {row: state for row, state in enumerate(states, unread[0]) if row in unread}
+    return torch.stack([last[row] for row in sorted(last)])
+
+
+def _trunks(prompts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """What groups of prompts begin with in common, short ones first, and for each prompt the number of its group's.
+
+    None where they would save less than they cost. A prompt without others like it has an empty one.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: prompts[i]):
+        if groups:
+            before = _shared([prompts[j] for j in groups[-1]])
+            together = _shared([prompts[j] for j in [*groups[-1], i]])
+            if (len(groups[-1]) - 1) * (before - together) < together:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    found = [(prompts[group[0]][: _shared([prompts[j] for j in group])] if len(group) > 1 else (), group) for group in groups]
+    if sum(len(trunk) * (len(group) - 1) for trunk, group in found) < WORTH_READING:
+        return [], []
+    found.sort(key=lambda one: len(one[0]))
+    number_of = {i: number for number, (_, group) in enumerate(found) for i in group}
+    return [trunk for trunk, _ in found], [number_of[i] for i in range(len(prompts))]
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
@@ -168,25 +192,20 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
     return next((n for n in range(most) if prompts[0][n] != prompts[-1][n]), most)
 
 
-def _tree(prompts: Sequence[tuple[int, ...]], key: int) -> Tree:
-    if len(prompts[0]) == 1:
-        return Tree(trunk=prompts[0], branches=(), key=key)
-    shared = _shared(prompts)
-    branches = tuple(Branch(tokens=p[shared:], scored=(False,) * (len(p) - shared)) for p in prompts)
-    return Tree(trunk=prompts[0][:shared], branches=branches, key=key)
-
-
-def _hidden(policy: Policy, tokens: Int[Tensor, " token"], positions: Int[Tensor, " token"], stage: Stage) -> Tensor:
-    output = decoder(policy.model)(input_ids=tokens[None], position_ids=positions[None], use_cache=False, tree_layout=stage)
-    states: Tensor = output.last_hidden_state[0]
+def _hidden(policy: Policy, pieces: Sequence[tuple[int, ...]], store: Cache, first: int) -> Float[Tensor, "row width"]:
+    """Let the rows from `first` on read a piece each; the hidden states of the pieces' last tokens."""
+    stage = store.grow(first, [len(piece) for piece in pieces])
+    tokens = torch.tensor([token for piece in pieces for token in piece], device=policy.device)
+    output = decoder(policy.model)(input_ids=tokens[None], position_ids=stage.positions[None], use_cache=False, tree_layout=stage)
+    states: Tensor = output.last_hidden_state[0, stage.last]
     return states
 
 
 def _logits(policy: Policy, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row vocabulary"]:
-    """In fp32, as the policy's own log-probabilities take them."""
-    logits: Tensor = policy.model.get_output_embeddings()(hidden).float()
+    """As the policy's own log-probabilities take them; `_choose` widens them to fp32 where that matters."""
+    logits: Tensor = policy.model.get_output_embeddings()(hidden)
     softcap = getattr(policy.model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    return logits if softcap is None else torch.tanh(logits.float() / softcap) * softcap
 
 
 def _choose(logits: Float[Tensor, "row vocabulary"], temperature: float, seeds: Sequence[int]) -> list[int]:
@@ -203,7 +222,7 @@ def _choose(logits: Float[Tensor, "row vocabulary"], temperature: float, seeds: 
     chosen = []
     for rows in torch.arange(len(logits)).split(max(1, CHUNK_ELEMENTS // logits.shape[1])):
         at = slice(int(rows[0]), int(rows[-1]) + 1)
-        weights = logits[at].sub_(best[at, None]).div_(temperature).exp_()
+        weights = logits[at].float().sub_(best[at, None]).div_(temperature).exp_()
         sums = weights.cumsum(-1, dtype=torch.float64)
         drawn = torch.searchsorted(sums, numbers[at, None] * sums[:, -1:], right=True).squeeze(1)
         chosen += drawn.clamp_(max=logits.shape[1] - 1).tolist()
@@ -229,11 +248,11 @@ def _generate(
         use_cache=True,
         **(full_support if decoding.temperature > 0 else {"do_sample": False}),
     )
-    model = cast(GenerationMixin, policy.model)
+    generate = cast(Callable[..., Tensor], policy.model.generate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(seed, "sample", *prompts))
-        out = model.generate(inputs=rows.to(policy.device), attention_mask=mask.to(policy.device), generation_config=settings)
-    yield from zip(prompts, cast(Tensor, out)[:, longest:].tolist(), strict=True)
+        out = generate(inputs=rows.to(policy.device), attention_mask=mask.to(policy.device), generation_config=settings)
+    yield from zip(prompts, out[:, longest:].tolist(), strict=True)
 
 
 def _completion(tokens: list[int], stop_ids: frozenset[int]) -> Completion:
