@@ -9,7 +9,8 @@ from conftest import make_tiny_llama, make_tiny_tokenizer
 from trees import branch, random_trees, tiny_policy
 from truing.data.chat import ChatTokenizer
 from truing.data.tree import Tree, TreeBatch, pack
-from truing.evals.alignment import Held, Measured, rewards_of
+from truing.evals import report
+from truing.evals.alignment import Held, Measured, result, rewards_of
 from truing.evals.measures import kl_estimates, rewards
 from truing.models.heads import RewardModel
 from truing.models.policy import Policy
@@ -158,3 +159,17 @@ def test_trap_09_the_divergence_of_a_model_from_itself_is_zero() -> None:
         k1, k3 = kl_estimates(policy, tiny_policy(), trees, budget=60)
         assert k1 == k3 == [0.0] * 6
     assert max(kl_estimates(tiny_policy(), tiny_policy(seed=2), trees, budget=60)[1]) > 0.01
+
+
+def test_trap_15_both_estimates_are_reported_and_a_divergence_below_zero_is_named() -> None:
+    """k1 of -1, -2 and -3 cannot be a divergence; of -1, 2 and 3 it can."""
+    held = held_rows(ChatTokenizer.of(make_tiny_tokenizer(), template="chat"))
+    for k1, warns in (([-1.0, -2.0, -3.0], True), ([-1.0, 2.0, 3.0], False), ([-1.0], False)):
+        base, tuned = (measured(held, [[5, END]] * 3) for _ in range(2))
+        base.rewards = tuned.rewards = [0.0, 1.0, 2.0]
+        base.k1 = [0.0]
+        tuned.k1, tuned.k3 = k1, [abs(value) for value in k1]
+        found = result({"base": base, "tuned": tuned}, seed=0)
+        mean = sum(k1) / len(k1)
+        assert f"{mean:.1f}, {sum(tuned.k3) / len(k1):.1f}" in report.table(found["models"]).splitlines()[-1]
+        assert ("after DPO is below zero beyond chance" in " ".join(report.words(found).split())) == warns

@@ -11,7 +11,7 @@ from truing.data.chat import ChatTokenizer
 from truing.data.tree import Branch, Tree
 from truing.evals.measures import kl_estimates, response_log_probs, rewards, right_order
 from truing.evals.premise import stance
-from truing.evals.statistics import Estimate, distinct_n, mean_and_deviation, paired_difference, wilson, win_rate
+from truing.evals.statistics import Estimate, bootstrap_mean, distinct_n, mean_and_deviation, paired_difference, wilson, win_rate
 from truing.models.heads import RewardModel
 from truing.models.policy import Policy
 from truing.records import Messages, Preference, Record
@@ -171,6 +171,7 @@ def _figures(model: Measured, base: Measured, seed: int) -> dict[str, Any]:
         "distinct_2": distinct_n(model.answers, 2),
         "kl_k1": mean_and_deviation(model.k1)[0],
         "kl_k3": mean_and_deviation(model.k3)[0],
+        "kl_below_zero": len(model.k1) > 1 and bootstrap_mean(model.k1, seed=seed).high < 0,
     }
     for name, side in (("false_premise_corrected", "corrects"), ("true_premise_confirmed", "confirms")):
         asked = [i for i in rows if model.premises[i] == side]

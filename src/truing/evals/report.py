@@ -69,6 +69,12 @@ def words(result: Mapping[str, Any]) -> str:
             sentences.append(
                 f"By a plain rule, {title} are handled rightly in {_rate(last[key])} of answers, {_rate(base[key])} before."
             )
+    sentences += [
+        f"KL (k1) of {TITLES.get(name, name)} is below zero beyond chance, which no divergence is: its samples do not come from the"
+        " distribution that scores them, so distrust its KL."
+        for name, figures in models.items()
+        if figures["kl_below_zero"]
+    ]
     return textwrap.fill(" ".join(sentences), WIDTH)
 
 
