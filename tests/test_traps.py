@@ -1,0 +1,216 @@
+"""What others got wrong, numbered: each trap with the tests that would catch it here, or why it cannot occur yet."""
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+NOT_BUILT = "belongs to policy optimisation, not built yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trap:
+    """One defect, where it is tested, and what of it has no place here yet."""
+
+    text: str
+    tests: tuple[str, ...] = ()
+    absent: str = ""
+
+
+TRAPS = {
+    1: Trap(
+        text="a tokenizer merges the last character of the prompt with the first of the response",
+        tests=("test_chat.py::test_trap_01_a_merge_across_the_boundary_is_not_made",),
+    ),
+    2: Trap(
+        text="two BOS tokens, or one where the tokenizer has none",
+        tests=(
+            "test_chat.py::test_trap_02_exactly_one_bos",
+            "test_load.py::test_trap_02_smollm2_adds_no_bos_and_ends_turns_with_im_end",
+            "test_one_file.py::test_trap_02_at_most_one_bos",
+        ),
+    ),
+    3: Trap(
+        text="the end token is missing, doubled, followed by something or masked as padding",
+        tests=(
+            "test_chat.py::test_trap_03_one_end_token_scored_and_nothing_after_it",
+            "test_one_file.py::test_trap_03_end_token_counts_and_masks_come_from_lengths",
+        ),
+    ),
+    4: Trap(
+        text="turns of a conversation are scored wrongly; a template that rewrites earlier turns goes unnoticed",
+        tests=(
+            "test_chat.py::test_trap_04_every_turn_is_scored_up_to_its_end_token",
+            "test_chat.py::test_trap_04_dropped_thinking_of_earlier_turns_is_noticed",
+            "test_chat.py::test_trap_04_a_thinking_block_of_the_template_is_not_in_the_response",
+            "test_chat.py::test_trap_04_a_system_prompt_that_moves_to_the_last_turn_is_noticed",
+            "test_chat.py::test_trap_04_a_header_that_the_prompt_lacks_is_the_models_to_write",
+        ),
+    ),
+    5: Trap(
+        text="what two texts share is taken for the prompt",
+        tests=(
+            "test_chat.py::test_trap_05_responses_with_a_common_start_stay_whole",
+            "test_formats.py::test_trap_05_no_prompt_is_extracted_from_what_two_texts_share",
+            "test_formats.py::test_trap_05_transcripts_split_at_the_last_assistant_marker_and_keep_a_shared_beginning_of_replies",
+        ),
+    ),
+    6: Trap(
+        text="truncation removes responses silently; an empty response divides by zero",
+        tests=(
+            "test_chat.py::test_trap_06_what_is_cut_or_dropped_is_counted",
+            "test_chat.py::test_trap_06_a_cut_conversation_ends_on_a_scored_token",
+            "test_chat.py::test_trap_06_oldest_turns_go_first_when_asked",
+            "test_formats.py::test_trap_06_an_empty_response_is_an_error_in_the_data_never_a_record",
+            "test_tree.py::test_trap_06_an_empty_response_never_reaches_a_batch",
+            "test_one_file.py::test_trap_06_an_empty_answer_is_an_error_with_its_row",
+        ),
+    ),
+    7: Trap(
+        text="the reward model scores other tokens than it was trained on",
+        tests=(
+            "test_chat.py::test_trap_07_an_unfinished_answer_gets_no_end_token",
+            "test_traps_scoring.py::test_trap_07_the_reward_model_scores_the_tokens_that_were_said",
+        ),
+    ),
+    8: Trap(
+        text="losses, gradients or metrics depend on micro-batches, packing, padding, layout or ranks",
+        tests=(
+            "test_learner.py::test_trap_08_micro_batches_of_any_size_give_the_same_loss_metrics_gradients_and_weights",
+            "test_learner.py::test_trap_08_a_metric_is_a_mean_over_tokens_not_of_means",
+            "test_learner.py::test_trap_08_a_metric_is_a_mean_over_pairs_not_of_means",
+            "test_policy.py::test_trap_08_tree_and_plain_layout_give_the_same_gradients",
+            "test_policy.py::test_right_and_left_padding_and_any_amount_change_nothing",
+            "test_ranks.py::test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one",
+            "test_ranks.py::test_trap_08_one_token_on_one_rank_and_a_hundred_on_the_other",
+            "test_one_file.py::test_trap_08_micro_batches_and_padding_change_nothing",
+        ),
+    ),
+    9: Trap(
+        text="policy and reference differ at the first step, or dropout is on",
+        tests=(
+            "test_losses.py::test_trap_09_policy_equal_to_reference_gives_ln_2",
+            "test_reference.py::test_trap_09_the_first_dpo_loss_is_ln_2",
+            "test_reference.py::test_trap_09_no_dropout_even_after_the_model_was_put_into_training_mode",
+            "test_load.py::test_trap_09_dropout_is_off_in_training_mode_too",
+            "test_traps_scoring.py::test_trap_09_the_divergence_of_a_model_from_itself_is_zero",
+            "test_one_file.py::test_trap_09_policy_is_reference_at_the_first_step",
+        ),
+        absent=f"the first ratio of PPO {NOT_BUILT}",
+    ),
+    10: Trap(
+        text="the reference is what a name loads from disk, not the policy as it stood",
+        tests=(
+            "test_reference.py::test_trap_10_the_reference_is_the_policy_in_memory_not_what_its_name_loads",
+            "test_reference.py::test_trap_10_with_an_adapter_the_reference_is_the_adapter_switched_off",
+            "test_one_file.py::test_trap_10_the_reference_stays_as_the_policy_was",
+        ),
+    ),
+    11: Trap(
+        text="IPO sums log-probabilities where it means to average, or DPO the other way round",
+        tests=(
+            "test_losses.py::test_trap_11_ipo_is_a_mean_per_token_and_dpo_a_sum",
+            "test_one_file.py::test_trap_11_ipo_means_and_dpo_sums",
+        ),
+    ),
+    12: Trap(text="ORPO's log(1 - p) overflows where p is 1", absent="ORPO is not built yet"),
+    13: Trap(text="KTO's baseline is of one batch, one rank or one class", absent="KTO is not built yet"),
+    14: Trap(
+        text="log-probabilities and samples are of different distributions",
+        tests=(
+            "test_functional.py::test_trap_14_temperature_divides_logits",
+            "test_traps_scoring.py::test_trap_14_samples_come_from_the_whole_distribution_whatever_the_models_own_settings_say",
+        ),
+        absent=f"the correction of ratios {NOT_BUILT}",
+    ),
+    15: Trap(
+        text="the wrong KL estimator; a KL below zero passes without a word",
+        tests=(
+            "test_functional.py::test_kl_estimators_by_hand_and_unbiased",
+            "test_traps_scoring.py::test_trap_15_both_estimates_are_reported_and_a_divergence_below_zero_is_named",
+        ),
+        absent=f"KL in losses and rewards {NOT_BUILT}",
+    ),
+    16: Trap(text="advantages run over prompts, padding or the end, or are whitened by rank", absent=f"GAE {NOT_BUILT}"),
+    17: Trap(
+        text="the reward is read at padding",
+        tests=(
+            "test_traps_scoring.py::test_trap_17_the_reward_is_read_at_the_last_token_whatever_the_padding_or_packing",
+            "test_one_file.py::test_trap_17_score_is_read_at_the_last_real_token_whatever_the_padding",
+        ),
+        absent=f"the penalty of a response without end token {NOT_BUILT}",
+    ),
+    18: Trap(text="clip fractions, ratios and explained variance count padding", absent=f"the value function {NOT_BUILT}"),
+    19: Trap(
+        text="half precision where it loses: log-sum-exps, heads, small updates; a rollout that leaves another dtype behind",
+        tests=(
+            "test_functional.py::test_log_sum_exp_is_taken_in_fp32_for_bf16_models",
+            "test_traps_scoring.py::test_trap_19_the_reward_head_is_in_fp32_on_a_bf16_model",
+            "test_traps_scoring.py::test_trap_19_a_rollout_leaves_the_trained_weights_as_they_were",
+            "test_learner.py::test_trap_19_bf16_weights_keep_fp32_masters_so_that_small_updates_add_up",
+            "test_learner.py::test_trap_19_masters_in_training_and_in_the_checkpoint",
+        ),
+    ),
+    20: Trap(
+        text="packed neighbours see each other",
+        tests=(
+            "test_policy.py::test_trap_20_packed_log_probs_equal_unpacked_ones",
+            "test_policy.py::test_trap_20_no_branch_sees_a_sibling_or_another_tree",
+        ),
+    ),
+    21: Trap(text="AdamW's eps, the annealed rate and the adaptive KL of PPO", absent=f"PPO {NOT_BUILT}"),
+    22: Trap(
+        text="a resumed run repeats rows or skips some; rows are not shuffled",
+        tests=(
+            "test_tree.py::test_an_epoch_holds_every_tree_once_and_the_next_has_another_order",
+            "test_tree.py::test_trap_22_resumption_repeats_no_row_and_skips_none",
+            "test_run.py::test_trap_22_a_broken_newest_checkpoint_repeats_no_step_in_the_logs",
+        ),
+    ),
+    23: Trap(
+        text="a checkpoint lacks some state, or a kill leaves none",
+        tests=(
+            "test_checkpoint.py::test_trap_23_killed_at_any_moment_the_next_start_finds_a_whole_checkpoint_or_the_one_before",
+            "test_kill.py::test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes",
+            "test_ranks.py::test_trap_23_killed_together_they_continue_to_the_same_bytes",
+            "test_run.py::test_trap_23_killed_at_any_call_a_run_continues_to_the_same_end",
+            "test_state_inventory.py::test_every_attribute_is_saved_or_has_its_reason",
+        ),
+    ),
+    24: Trap(
+        text="stored reference log-probabilities of other data or another model",
+        tests=(
+            "test_reference.py::test_trap_24_equal_weights_and_tokens_hit_the_store",
+            "test_reference.py::test_trap_24_a_changed_tree_misses_the_store_and_only_that_one",
+            "test_reference.py::test_trap_24_changed_weights_miss_the_store",
+        ),
+    ),
+}
+
+
+@cache
+def defined_in(file: str) -> frozenset[str]:
+    tree = ast.parse((HERE / file).read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
+
+
+def test_every_trap_is_listed_and_tested_or_has_its_reason() -> None:
+    assert list(TRAPS) == list(range(1, 25))
+    assert [number for number, trap in TRAPS.items() if not trap.tests and not trap.absent] == []
+
+
+@pytest.mark.parametrize("number", TRAPS)
+def test_the_tests_of_a_trap_exist(number: int) -> None:
+    for name in TRAPS[number].tests:
+        file, _, test = name.partition("::")
+        assert test in defined_in(file), name
+
+
+def test_every_test_named_after_a_trap_is_in_the_table() -> None:
+    listed = {name for trap in TRAPS.values() for name in trap.tests}
+    named = {f"{path.name}::{test}" for path in HERE.glob("test_*.py") for test in defined_in(path.name) if "trap_" in test[:10]}
+    assert named - listed == set(), "list these in TRAPS"
+    assert [name for name in named if name not in TRAPS[int(name.split("test_trap_")[1][:2])].tests] == []
