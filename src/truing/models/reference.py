@@ -45,6 +45,7 @@ def with_reference(
         for group in share:
             with torch.no_grad(), adapter_off(policy.model):
                 found.append(policy.response_log_probs(TreeBatch.of(group, policy.device)).tolist())
+            give_back()
             if progress:
                 progress(len(found), len(share))
         return found

@@ -52,6 +52,8 @@ class Learner:
                 problems.append(f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}")
             (output.total / units).backward()
             metrics.append(output.metrics)
+            del output
+            give_back()
         problems = self.world.gather(problems)
         norm = float("nan")
         if not problems:
