@@ -16,15 +16,16 @@ RESULTS = Path(__file__).parent / "results"
 HH = (
     "data.path={data}/hh_rlhf/harmless-base.jsonl.gz",
     "data.on_bad_row=skip",
-    "data.rows=320",
+    "data.rows=160",
+    "data.held_out_share=0.06",
     "data.truncate=prompt",
-    "batch_size=16",
+    "batch_size=8",
 )
 RASBT = (
     "data.path={data}/rasbt_instruction/instruction-data-with-preference.json",
     "data.on_bad_row=skip",
-    "data.rows=480",
-    "batch_size=16",
+    "data.rows=240",
+    "batch_size=8",
 )
 LORA = ("lora.rank=16",)
 RUNS: dict[str, tuple[str, ...]] = {
