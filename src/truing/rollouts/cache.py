@@ -18,13 +18,12 @@ from transformers.masking_utils import AttentionMaskInterface
 NAME = "truing_rollout"
 SCORES = 1 << 19
 """Attention scores that are made at once, where a single row does not need more: 2 MiB in fp32."""
-
-SLOTS = 32
+GROWTH = 32
 """Slots are added so many at a time; all of them are computed, since a product of matrices with gaps would copy them first."""
 
 
 class Cache:
-    """Example: `cache.grow([0, 1], [3, 5])` makes room for three tokens more in row 0 and five in row 1, and is handed down."""
+    """Example: `cache.grow(0, [3, 5])` makes room for three tokens more in row 0 and five in row 1, and is handed down."""
 
     def __init__(self, *, rows: int, device: torch.device) -> None:
         self.rows, self.slots, self.device = rows, 0, device
@@ -57,7 +56,7 @@ class Cache:
         """Room for so many tokens more in the rows from `first` on; hand the stage down with the tokens, row after row."""
         more = max(self.lengths[row] + count for row, count in enumerate(counts, first)) - self.slots
         if more > 0:
-            more = -(-more // SLOTS) * SLOTS
+            more = -(-more // GROWTH) * GROWTH
             for module, (keys, values) in self.layers.items():
                 self.layers[module] = pad(keys, (0, more)), pad(values, (0, 0, 0, more))
             self.slots += more

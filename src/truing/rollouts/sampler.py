@@ -1,4 +1,4 @@
-"""Sampling from a policy in this process: prompts read as trees, then all rows one token a step, finished rows leaving at once.
+"""Sampling from a policy in this process: prompts are read, common beginnings once; then all rows say a token a step to their ends.
 
 For a model in the plain layout, transformers' own generation. Left out: prompts that wait for a row to become free; they start
 when a whole batch is done.
@@ -29,7 +29,7 @@ PIECE = 256
 WORTH_READING = 128
 """Prompt tokens to be saved by reading common beginnings first: one more pass costs about as much."""
 SLOTS = 32768
-"""Tokens whose keys and values are held at once, a prompt longer than that set aside: 0.76 GB for SmolLM2-135M in bf16."""
+"""Tokens whose keys and values are held at once, but for one prompt that is longer: 0.76 GB for SmolLM2-135M in bf16."""
 CHUNK_ELEMENTS = 1 << 20
 """Probabilities that are summed up at once, in fp64."""
 
@@ -217,12 +217,12 @@ def _choose(logits: Float[Tensor, "row vocabulary"], temperature: float, seeds: 
         chosen: list[int] = likeliest.tolist()
         return chosen
     # One number a row, from its seed alone, and the place where the running sum of probabilities passes it. The sum is in fp64:
-    # in fp32 it would swallow the many tokens that are less likely than 1e-7, and with them part of the support.
+    # in fp32, tokens less likely than 1e-7 would share one value with their neighbours, and some could never be drawn.
     numbers = torch.tensor([(seed >> 10) * 2.0**-53 for seed in seeds], dtype=torch.float64, device=logits.device)
     chosen = []
     for rows in torch.arange(len(logits)).split(max(1, CHUNK_ELEMENTS // logits.shape[1])):
         at = slice(int(rows[0]), int(rows[-1]) + 1)
-        weights = logits[at].float().sub_(best[at, None]).div_(temperature).exp_()
+        weights = (logits[at].float() - best[at, None]).div_(temperature).exp_()
         sums = weights.cumsum(-1, dtype=torch.float64)
         drawn = torch.searchsorted(sums, numbers[at, None] * sums[:, -1:], right=True).squeeze(1)
         chosen += drawn.clamp_(max=logits.shape[1] - 1).tolist()

@@ -1,0 +1,252 @@
+"""Answers are those of transformers' own greedy generation, or exact draws, whatever the batch and the prompts' lengths."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from conftest import make_tiny_llama
+from truing.models.load import load_causal, load_tokenizer
+from truing.models.lora import LoRA, add_lora
+from truing.models.policy import Policy, probe
+from truing.records import Completion
+from truing.rollouts import sampler
+from truing.rollouts.sampler import Decoding, sample
+
+END = frozenset({2})
+NEVER = frozenset({299})
+
+
+def policy_of(model: PreTrainedModel) -> Policy:
+    found = probe(model)
+    assert found.reason_for_plain is None
+    return found.policy
+
+
+def peaked(seed: int = 0, **options: int) -> PreTrainedModel:
+    """A tiny model whose likeliest tokens stand clear of rounding: its embedding is larger than it is made."""
+    model = make_tiny_llama(seed=seed, **options)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(8)
+        for name, parameter in model.named_parameters():
+            if "proj" in name:
+                parameter.mul_(4)
+    return model
+
+
+def prompts_of(lengths: list[int], shared: int = 0) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(5)
+    start = torch.randint(3, 290, (shared,), generator=generator).tolist()
+    return [(*start, *torch.randint(3, 290, (n,), generator=generator).tolist()) for n in lengths]
+
+
+@torch.no_grad()
+def by_transformers(model: PreTrainedModel, prompt: tuple[int, ...], max_tokens: int, stop_ids: frozenset[int]) -> Completion:
+    """The oracle: one prompt alone, without padding, transformers' attention and cache."""
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    settings = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, eos_token_id=sorted(stop_ids), pad_token_id=0)
+    out = model.generate(inputs=torch.tensor([prompt]), generation_config=settings, use_cache=True)
+    model.set_attn_implementation(attention)
+    tokens = tuple(out[0, len(prompt) :].tolist())
+    return Completion(tokens=tokens, stop="end" if tokens[-1] in stop_ids else "length")
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("shared", [0, 40])
+def test_greedy_answers_are_those_of_transformers(kv_heads: int, shared: int) -> None:
+    """Prompts of 1 to 300 tokens together, some of them twice."""
+    policy = policy_of(peaked(kv_heads=kv_heads))
+    prompts = prompts_of([1, 30, 2, 7, 300, 7, 90, 5], shared=shared)
+    prompts += prompts[3:5]
+    expected = [by_transformers(policy.model, prompt, 12, NEVER) for prompt in prompts]
+    assert len({answer.tokens for answer in expected}) >= 6
+    for batch_size in (1, 3, 128):
+        assert sample(policy, prompts, Decoding(max_tokens=12), stop_ids=NEVER, batch_size=batch_size) == expected
+
+
+def test_rows_leave_one_by_one_and_the_others_go_on_unchanged() -> None:
+    """With a sixth of the vocabulary as stop tokens, answers end at many different places; alone, no row ever moves."""
+    policy, stop_ids = policy_of(make_tiny_llama(seed=1)), frozenset(range(0, 300, 6))
+    prompts = prompts_of([9, 4, 30, 12, 5, 6, 7, 8, 20, 11, 13, 3])
+    decoding = Decoding(max_tokens=40, temperature=1.0)
+    alone = sample(policy, prompts, decoding, stop_ids=stop_ids, batch_size=1)
+    assert len({len(answer.tokens) for answer in alone}) >= 5
+    assert {answer.stop for answer in alone if len(answer.tokens) < 40} == {"end"}
+    assert sample(policy, prompts, decoding, stop_ids=stop_ids) == alone
+
+
+def test_a_long_prompt_is_read_in_pieces_and_batches_keep_to_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of(peaked(seed=2))
+    prompts = prompts_of([5, 61, 8, 47, 33], shared=20)
+    expected = [by_transformers(policy.model, prompt, 6, NEVER) for prompt in prompts]
+    for name, value in (("PIECE", 7), ("READ", 16), ("SLOTS", 150), ("WORTH_READING", 1)):
+        monkeypatch.setattr(sampler, name, value)
+    assert sample(policy, prompts, Decoding(max_tokens=6), stop_ids=NEVER) == expected
+    # with answers 31, 34, 59, 73 and 87 tokens: 2 x 34 and 2 x 73 fit into 150, 3 x 59 and 3 x 87 do not
+    assert list(sampler._batches([0, 2, 4, 3, 1], prompts, 6, 128)) == [[0, 2], [4, 3], [1]]
+    assert list(sampler._batches([0, 2, 4, 3, 1], prompts, 6, 1)) == [[0], [2], [4], [3], [1]]
+
+
+def test_a_sliding_window_hides_what_it_hides_in_transformers() -> None:
+    config = AutoConfig.for_model(
+        "mistral",
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=9,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(8)
+    policy = policy_of(model)
+    prompts = prompts_of([4, 25, 11])
+    expected = [by_transformers(model, prompt, 15, NEVER) for prompt in prompts]
+    assert sample(policy, prompts, Decoding(max_tokens=15), stop_ids=NEVER) == expected
+
+
+def test_stop_reasons_and_limits() -> None:
+    """`end` only when a stop token was sampled in time: as the very first one, as the last one allowed, or not."""
+    policy = policy_of(peaked(seed=3))
+    (prompt,) = prompts_of([6])
+    tokens = by_transformers(policy.model, prompt, 5, NEVER).tokens
+    fresh = next(place for place in range(4, 0, -1) if tokens[place] not in tokens[:place])
+
+    def ask(stop: int, most: int) -> Completion:
+        (said,) = sample(policy, [prompt], Decoding(max_tokens=most), stop_ids=frozenset({stop}))
+        return said
+
+    assert ask(tokens[0], 5) == Completion(tokens=tokens[:1], stop="end")
+    assert ask(tokens[0], 1) == Completion(tokens=tokens[:1], stop="end")
+    assert ask(299, 1) == Completion(tokens=tokens[:1], stop="length")
+    assert ask(tokens[fresh], fresh + 1) == Completion(tokens=tokens[: fresh + 1], stop="end")
+    assert ask(tokens[fresh], fresh) == Completion(tokens=tokens[:fresh], stop="length")
+    assert sample(policy, [], Decoding(), stop_ids=END) == []
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        sample(policy, [prompt, ()], Decoding(), stop_ids=END)
+
+
+def test_draws_depend_on_seed_and_place_alone() -> None:
+    policy = policy_of(make_tiny_llama())
+    prompts = prompts_of([3, 9, 5, 5, 14, 2, 7])
+
+    def draw(**options: int) -> list[Completion]:
+        return sample(policy, prompts, Decoding(max_tokens=10, temperature=1.0), stop_ids=END, **options)
+
+    before = torch.get_rng_state()
+    first = draw(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert draw(seed=1) == draw(seed=1, batch_size=1) == draw(seed=1, batch_size=3) == first
+    assert draw(seed=2) != first
+    twice = sample(policy, [prompts[0]] * 2, Decoding(max_tokens=10, temperature=1.0), stop_ids=END)
+    assert twice[0] != twice[1]
+
+
+def test_every_token_of_the_tail_can_be_drawn() -> None:
+    """One likely token and a million of 1e-9 each: the number says which, to the token."""
+    logits = torch.full((3, 1_000_001), -20.723)
+    logits[:, 0] = 0.0
+    before, each = logits.clone(), float(torch.tensor(-20.723).exp())
+    numbers = (0.9992, 0.9995, 0.9998)
+    chosen = sampler._choose(logits, 1.0, [int(number * 2**63) for number in numbers])
+    expected = [1 + int((number * (1 + 1_000_000 * each) - 1) / each) for number in numbers]
+    assert min(expected) > 100_000
+    assert max(abs(a - b) for a, b in zip(chosen, expected, strict=True)) <= 1
+    assert torch.equal(logits, before)
+
+
+def test_logits_that_are_not_numbers_are_an_error() -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        sampler._choose(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), 0.0, [0, 0])
+
+
+def test_progress_counts_every_answer() -> None:
+    seen: list[tuple[int, int]] = []
+    sample(
+        policy_of(make_tiny_llama()),
+        prompts_of([3, 4, 5]),
+        Decoding(max_tokens=2),
+        stop_ids=END,
+        batch_size=2,
+        progress=lambda done, all_of_them: seen.append((done, all_of_them)),
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trap_19_a_rollout_leaves_the_weights_dtype_alone(dtype: torch.dtype) -> None:
+    """And the attention and the decoding settings, also when it is broken off."""
+    model = make_tiny_llama().to(dtype)
+    add_lora(model, LoRA(rank=4), seed=0)
+    policy = policy_of(model)
+    attention, settings = model.config._attn_implementation, model.generation_config
+    before = {name: (p.dtype, p.requires_grad, p.detach().clone()) for name, p in policy.named_parameters()}
+
+    def stop(done: int, _all: int) -> None:
+        raise KeyboardInterrupt(done)
+
+    sample(policy, prompts_of([3, 4]), Decoding(max_tokens=3, temperature=1.0), stop_ids=NEVER)
+    with pytest.raises(KeyboardInterrupt):
+        sample(policy, prompts_of([3, 4]), Decoding(max_tokens=3), stop_ids=NEVER, progress=stop)
+    assert model.config._attn_implementation == attention
+    assert model.generation_config is settings
+    for name, parameter in policy.named_parameters():
+        kind, trained, values = before[name]
+        assert (parameter.dtype, parameter.requires_grad) == (kind, trained)
+        assert torch.equal(parameter, values)
+
+
+def test_an_adapter_that_was_trained_speaks() -> None:
+    model = peaked(seed=4)
+    plain = policy_of(model)
+    prompts = prompts_of([5, 12])
+    without = sample(plain, prompts, Decoding(max_tokens=8), stop_ids=NEVER)
+    add_lora(model, LoRA(rank=4), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    found = sample(plain, prompts, Decoding(max_tokens=8), stop_ids=NEVER)
+    assert found == [by_transformers(model, prompt, 8, NEVER) for prompt in prompts]
+    assert found != without
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_state_space_model_answers_through_transformers() -> None:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    config = AutoConfig.for_model("mamba", vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+    policy = probe(model).policy
+    assert policy.layout == "plain"
+    prompts = prompts_of([6, 6, 9])
+    found = sample(policy, prompts, Decoding(max_tokens=5), stop_ids=NEVER, batch_size=1)
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = list(prompt)
+        for _ in range(5):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert answer == Completion(tokens=tuple(ids[len(prompt) :]), stop="length")
+
+
+@pytest.mark.smollm2
+def test_smollm2_says_what_it_says_in_transformers(smollm2_folder: Path) -> None:
+    """Eight chat prompts with a system prompt in common, in fp32."""
+    model, tokenizer = load_causal(smollm2_folder, dtype=torch.float32), load_tokenizer(smollm2_folder)
+    asked = ("Why is the sky blue?", "2+2?", "Name a fruit.", "Is Paris in Italy?", "Say hi.", "What is tea?", "Who wrote Hamlet?")
+    prompts = [
+        tuple(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False))
+        for text in (*asked, "Tell me, in a few words, " + "and then again, " * 20 + "what a kettle is for.")
+    ]
+    policy, stop_ids = policy_of(model), frozenset({int(tokenizer.eos_token_id)})
+    expected = [by_transformers(model, prompt, 12, stop_ids) for prompt in prompts]
+    assert {answer.stop for answer in expected} >= {"length"}
+    assert sample(policy, prompts, Decoding(max_tokens=12), stop_ids=stop_ids) == expected
