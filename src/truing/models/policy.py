@@ -62,9 +62,9 @@ class Policy(nn.Module):
 
     def hidden(self, batch: TreeBatch, at: Int[Tensor, " place"], response: Int[Tensor, " place"]) -> Float[Tensor, "place width"]:
         """Final hidden states of tokens `at` (indices into `batch.tokens`), each as seen along the given response."""
-        decoder = _decoder(self.model)
+        body = decoder(self.model)
         if self.layout == "tree":
-            output = decoder(
+            output = body(
                 input_ids=batch.tokens[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
@@ -73,7 +73,7 @@ class Policy(nn.Module):
             states: Tensor = output.last_hidden_state[0]
             return states.index_select(0, at)
         rows, mask = _padded(batch)
-        output = decoder(input_ids=rows, attention_mask=mask, use_cache=False)
+        output = body(input_ids=rows, attention_mask=mask, use_cache=False)
         states = output.last_hidden_state
         return states[response, batch.positions[at]]
 
@@ -104,10 +104,10 @@ class Policy(nn.Module):
         return self.hidden(batch, batch.last, torch.arange(batch.responses, device=batch.last.device))
 
 
-def _decoder(model: PreTrainedModel) -> nn.Module:
+def decoder(model: PreTrainedModel) -> nn.Module:
     """The model without its head, with any adapter inside."""
-    decoder: nn.Module = model.base_model
-    return decoder
+    body: nn.Module = model.base_model
+    return body
 
 
 def _padded(batch: TreeBatch) -> tuple[Int[Tensor, "response time"], Int[Tensor, "response time"]]:

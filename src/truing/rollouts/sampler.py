@@ -15,8 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig
 
-from truing.models.policy import Policy
-from truing.models.policy import _decoder as decoder
+from truing.models.policy import Policy, decoder
 from truing.randomness import counted_seed
 from truing.records import Completion
 from truing.rollouts import cache
