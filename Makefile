@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak bench clean
+.PHONY: demo test check soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/truing align

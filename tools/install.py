@@ -2,38 +2,49 @@
 
     python tools/install.py [--tests]
 
-The package index's own Linux build of torch asks for CUDA packages. So without an NVIDIA driver pip is first asked, without
-installing, what torch would bring; if that is CUDA, uv installs torch's CPU build instead.
+The package index's own Linux build of torch asks for CUDA packages. So on Linux without an NVIDIA driver the CPU build is
+installed: by pip where its indexes offer that build, else by uv, which knows where to find it.
 """
 
-import json
 import shutil
 import subprocess
 import sys
 
-TORCH = "torch==2.13.0"
-PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+TORCH = "2.13.0"
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 def run(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
-def brings_cuda() -> bool:
-    """Whether pip would install CUDA packages for torch."""
-    report = subprocess.run(
-        [*PIP, "install", "--dry-run", "--report", "-", TORCH], check=True, capture_output=True, text=True
-    ).stdout
-    return any(item["metadata"]["name"].startswith(("nvidia-", "cuda-")) for item in json.loads(report)["install"])
+def pip_offers(version: str) -> bool:
+    """Whether pip's indexes have this build of torch. A dry run would tell too, but older pips download everything for it."""
+    listing = subprocess.run([*PIP, "index", "versions", "torch"], check=True, capture_output=True, text=True).stdout
+    return version in listing.replace(",", " ").split()
 
 
 def main() -> None:
-    if shutil.which("nvidia-smi") is None and brings_cuda():
-        run(*PIP, "install", "uv")
-        run(sys.executable, "-m", "uv", "pip", "install", "-q", "--python", sys.executable, "--torch-backend", "cpu", TORCH)
+    if sys.platform != "linux" or shutil.which("nvidia-smi"):
+        run(*PIP, "install", "-q", f"torch=={TORCH}")
+    elif pip_offers(f"{TORCH}+cpu"):
+        run(*PIP, "install", "-q", f"torch=={TORCH}+cpu")
     else:
-        run(*PIP, "install", TORCH)
-    run(*PIP, "install", "-e", ".[test]" if "--tests" in sys.argv[1:] else ".")
+        run(*PIP, "install", "-q", "uv")
+        run(
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            sys.executable,
+            "--torch-backend",
+            "cpu",
+            f"torch=={TORCH}",
+        )
+    run(*PIP, "install", "-q", "-e", ".[test]" if "--tests" in sys.argv[1:] else ".")
 
 
 if __name__ == "__main__":
