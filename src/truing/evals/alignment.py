@@ -11,7 +11,16 @@ from truing.data.chat import ChatTokenizer
 from truing.data.tree import Branch, Tree
 from truing.evals.measures import kl_estimates, response_log_probs, rewards, right_order
 from truing.evals.premise import stance
-from truing.evals.statistics import Estimate, bootstrap_mean, distinct_n, mean_and_deviation, paired_difference, wilson, win_rate
+from truing.evals.statistics import (
+    Estimate,
+    bootstrap_mean,
+    distinct_n,
+    mean_and_deviation,
+    paired_difference,
+    shown,
+    wilson,
+    win_rate,
+)
 from truing.models.heads import RewardModel
 from truing.models.policy import Policy
 from truing.records import Messages, Preference, Record
@@ -183,10 +192,6 @@ def _figures(model: Measured, base: Measured, seed: int) -> dict[str, Any]:
 def _gain(last: Measured, base: Measured, kind: str, seed: int) -> Estimate:
     rows = [i for i in range(len(base.kinds)) if kind in ("all", base.kinds[i])]
     return paired_difference([last.prefers_good[i] for i in rows], [base.prefers_good[i] for i in rows], seed=seed)
-
-
-def shown(estimate: Estimate) -> dict[str, float | int]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
 def _examples(kinds: Sequence[str]) -> list[int]:

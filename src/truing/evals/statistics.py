@@ -39,6 +39,11 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
 
 
+def shown(estimate: Estimate) -> dict[str, float | int]:
+    """An estimate as results hold it."""
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+
+
 def wilson(successes: float | int, n: int) -> Estimate:
     """A share and its Wilson score interval (Wilson 1927), which stays inside [0, 1] and is honest at 0 and at n."""
     if n < 1:

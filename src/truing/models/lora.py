@@ -59,6 +59,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int) -> None:
 
 
 def has_lora(model: nn.Module) -> bool:
+    """Whether adapters have been added."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 

@@ -13,4 +13,5 @@ RECIPES = {
 
 
 def module_of(recipe: str) -> ModuleType:
+    """The module of a recipe, imported now."""
     return import_module(f"truing.recipes.{RECIPES[recipe]}")

@@ -17,7 +17,7 @@ from torch import nn
 from truing.data.chat import ChatTokenizer
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch, pack
-from truing.evals.statistics import Estimate, paired_difference, win_rate
+from truing.evals.statistics import paired_difference, shown, win_rate
 from truing.models.heads import RewardModel
 from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
 from truing.models.lora import add_lora, has_lora, merge
@@ -170,6 +170,7 @@ def load_reward_model(folder: Path, dtype: torch.dtype) -> RewardModel:
 
 
 def model_path(folder: Path) -> Path:
+    """The model's folder: inside a run's folder, or the folder itself."""
     return folder / MODEL if (folder / MODEL / "config.json").is_file() else folder
 
 
@@ -250,7 +251,3 @@ def _result(
             result["accuracy_before"] = shown(win_rate(before))
             result["accuracy_gain"] = shown(paired_difference(after, before, seed=0))
     return result
-
-
-def shown(estimate: Estimate) -> dict[str, float | int]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}

@@ -31,6 +31,8 @@ class Config(Shared):
 
 
 def plan(config: Config) -> Plan:
+    """Pairs, their loss against the reference, and how often the good response is the likelier one."""
+
     def outcomes(model: nn.Module, trees: Sequence[Tree], progress: Tick) -> list[float]:
         assert isinstance(model, Policy)
         return right_order(response_log_probs(model, trees, budget=2 * config.micro_tokens, progress=progress))
@@ -48,4 +50,5 @@ def plan(config: Config) -> Plan:
 
 
 def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    """Train by preference optimisation; returns the run's folder."""
     return fit(config, plan(config), resolved, sinks)

@@ -26,6 +26,8 @@ class Config(Shared):
 
 
 def plan(config: Config) -> Plan:
+    """Rankings or pairs, a scalar head, and how often it orders responses rightly."""
+
     def outcomes(model: nn.Module, trees: Sequence[Tree], progress: Tick) -> list[float]:
         assert isinstance(model, RewardModel)
         return right_order(rewards(model, trees, budget=2 * config.micro_tokens, progress=progress))
@@ -41,4 +43,5 @@ def plan(config: Config) -> Plan:
 
 
 def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    """Train by a reward model; returns the run's folder."""
     return fit(config, plan(config), resolved, sinks)

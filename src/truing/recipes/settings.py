@@ -82,6 +82,7 @@ def torch_dtype(name: Literal["auto", "fp32", "bf16"]) -> torch.dtype:
 
 
 def device() -> torch.device:
+    """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -21,6 +21,7 @@ class Config(Shared):
 
 
 def plan(config: Config) -> Plan:
+    """Demonstrations and the loss of their tokens."""
     return Plan(
         method="sft",
         kinds=(Demonstration,),
@@ -32,4 +33,5 @@ def plan(config: Config) -> Plan:
 
 
 def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    """Train by supervised fine-tuning; returns the run's folder."""
     return fit(config, plan(config), resolved, sinks)
