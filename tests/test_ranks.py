@@ -88,7 +88,7 @@ def test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one(method: st
 def told(zygote: Zygote, name: str, path: Path, ranks: int) -> list[Any]:
     """What each rank found in a function of `ranked.py`."""
     log = path.with_name("log")
-    assert zygote([str(path)], log, call=name, ranks=ranks) == [0] * ranks, log.read_text()
+    assert zygote([str(path)], log, call=f"ranked:{name}", ranks=ranks) == [0] * ranks, log.read_text()
     return [json.loads(path.with_suffix(f".{rank}").read_text()) for rank in range(ranks)]
 
 

@@ -27,10 +27,10 @@ IMPORTED = (
 class Zygote:
     """Example: `zygote(["train", "dpo", ...], log, signal=9, seconds=0.4)` is `[-9]`, or `[0]` when it was done by then."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, within: Sequence[str] = ()) -> None:
         settings = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "GLOO_SOCKET_IFNAME": "lo"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(model)],
+            [*within, sys.executable, __file__, str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -53,8 +53,8 @@ class Zygote:
     ) -> list[int]:
         """Runs `truing *argv`, its output in the log: the exit code of each rank, or minus the signal that killed it.
 
-        The signal goes out after so many seconds, or once a file has so many lines, to all ranks or to some. `call` runs a function
-        of `ranked.py` on the arguments instead.
+        The signal goes out after so many seconds, or once a file has so many lines, to all ranks or to some. `call` names what
+        runs on the arguments instead, as `module:function`.
         """
         stop = {"signal": int(signal), "seconds": seconds, "lines": lines and [str(lines[0]), lines[1]], "to": to}
         task = {"argv": list(argv), "log": str(log), "ranks": ranks, "call": call, **stop}
@@ -85,7 +85,8 @@ def child(task: dict[str, Any]) -> None:
     code = 70
     try:
         if task["call"]:
-            getattr(import_module("ranked"), task["call"])(*task["argv"])
+            module, _, function = task["call"].partition(":")
+            getattr(import_module(module), function)(*task["argv"])
         else:
             import_module("truing.cli").main()
         code = 0

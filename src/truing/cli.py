@@ -118,9 +118,6 @@ def main() -> None:
     except (ValueError, FileNotFoundError, PermissionError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped before anything was begun\n")
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

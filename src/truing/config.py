@@ -271,7 +271,8 @@ def _explain(errors: Iterable[ErrorDetails], cls: type, data: object, origins: M
         place = next(origins[at[:i]] for i in range(len(at), -1, -1) if at[:i] in origins)
         key = ".".join(map(str, path))
         if kind == "missing":
-            lines[f"{place}: {key} needs a value", ""] = []
+            inside = [field.key for field in describe(cls) if field.required and field.key.startswith(key + ".")]
+            lines[f"{place}: {' and '.join(inside) or key} needs a value", ""] = []
         elif kind == "unexpected_keyword_argument":
             lines[f"{place}: unknown key {str(path[-1])!r}{_nearest(path, cls, data)}", ""] = []
         elif kind == "choice":
@@ -299,7 +300,7 @@ def _path(steps: Sequence[str | int], data: object, missing: bool) -> Where:
 
 
 def _nearest(path: Where, cls: type, data: object) -> str:
-    """Which key was meant: one beside it, else one of the same name elsewhere, else all there are."""
+    """Which key was meant: one of the same name elsewhere, else one beside it, else all there are."""
     declared: object = cls
     for step in path[:-1]:
         declared, data = _inner(declared, data, step), data[step]  # type: ignore[index]
@@ -310,7 +311,7 @@ def _nearest(path: Where, cls: type, data: object) -> str:
         first, _, rest = key.partition(".")
         return f" (nest it: `{first}: {{{rest}: ...}}`)"
     elsewhere = [name for name in dotted(_defaults(cls)) if name.endswith("." + key)]
-    return _did_you_mean(key, names) or _did_you_mean(key, elsewhere, 0.0) or f" (there are: {', '.join(names)})"
+    return _did_you_mean(key, elsewhere, 0.0) or _did_you_mean(key, names) or f" (there are: {', '.join(names)})"
 
 
 def _did_you_mean(word: str, words: Iterable[str], likeness: float = 0.6) -> str:

@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from truing.models.folder import Tensors, check_folder
 from truing.models.resolve import TOKENIZER_FILES, resolve
-from truing.runs.durable import adopt_folder, make_folder, remove
+from truing.runs.durable import adopt_folder, make_folder, remove, storage_errors
 
 DROPOUT = re.compile(r"dropout|pdrop|(^|_)drop($|_)")
 SLACK_ELEMENTS = 1 << 24
@@ -184,22 +185,35 @@ def save_model(
     """
     make_folder(folder.parent)
     # Staged by transformers, which knows how each architecture names its tensors on disk; made durable by our own writer.
-    scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+    with storage_errors(folder):
+        scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
+        try:
+            with _quiet(), _os_errors():
+                model.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+            path = scratch / "config.json"
+            config = json.loads(path.read_bytes())
+            if "use_cache" in config:
+                config["use_cache"] = True
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            for name, data in (extra or {}).items():
+                (scratch / name).write_bytes(data)
+            scratch.chmod(0o755)  # a temporary folder is for its owner alone
+            adopt_folder(scratch, folder)
+        finally:
+            remove(scratch)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """The safetensors and tokenizers libraries tell a full disk in words only: "... (os error 28)"."""
     try:
-        with _quiet():
-            model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
-        path = scratch / "config.json"
-        config = json.loads(path.read_bytes())
-        if "use_cache" in config:
-            config["use_cache"] = True
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for name, data in (extra or {}).items():
-            (scratch / name).write_bytes(data)
-        scratch.chmod(0o755)  # a temporary folder is for its owner alone
-        adopt_folder(scratch, folder)
-    finally:
-        remove(scratch)
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 @contextmanager

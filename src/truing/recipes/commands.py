@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,9 @@ def _find(recipe: str) -> tuple[str, Path | None, dict[str, Any] | None]:
         return recipe, None, {"loss": recipe} if recipe in PAIR_LOSSES else None
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else LIBRARY / f"{recipe}.yaml"
     if not path.is_file():
-        names = ", ".join([*METHODS, *sorted(p.stem for p in LIBRARY.glob("*.yaml"))])
-        raise ValueError(f"{recipe}: no such method or recipe file; choose one of {names}, or name a .yaml file")
+        names = [*METHODS, *sorted(p.stem for p in LIBRARY.glob("*.yaml"))]
+        close = "".join(f"did you mean {name}? " for name in get_close_matches(recipe, names, 1))
+        raise ValueError(f"{recipe}: no such method or recipe file; {close}Choose one of {', '.join(names)}, or name a .yaml file")
     method = read_file(path, {}, []).get("method")
     if method not in METHODS:
         raise ValueError(f"{path}: `method:` is {method!r}; write one of {', '.join(METHODS)}")

@@ -11,7 +11,7 @@ from truing.data.tree import Tree
 from truing.randomness import counted_seed
 from truing.recipes.settings import Data
 from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record
-from truing.runs.durable import make_folder
+from truing.runs.durable import make_folder, storage_errors
 
 PACKAGED = {"everyday": Path(__file__).parent / "everyday" / "preferences.csv"}
 """Data sets that come with the package, by the name that `data.path` knows them under."""
@@ -58,7 +58,8 @@ def examples(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], *, 
     reading = read(PACKAGED.get(data.path, data.path), mapping=data.mapping, on_bad_row=data.on_bad_row)
     if reading.bad_rows and run:
         make_folder(run)
-        write_bad_rows(run / "bad_rows.jsonl", reading.bad_rows)
+        with storage_errors(run):
+            write_bad_rows(run / "bad_rows.jsonl", reading.bad_rows)
     records = _as_first(reading.records, kinds)
     dropped = 0
     if data.length_factor is not None:
@@ -66,7 +67,7 @@ def examples(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], *, 
         records, dropped = tuple(kept), len(long)
     held = [_is_held_out(record, data) for record in records]
     if data.held_out_by and not any(held):
-        raise ValueError(f"{data.path}: no row has {data.held_out_by} in {', '.join(data.held_out)}: mend data.held_out")
+        raise ValueError(_nothing_held_out(records, data, data.held_out_by))
     train = [record for record, out in zip(records, held, strict=True) if not out][: data.rows]
     found = Examples(
         reading=reading,
@@ -100,6 +101,16 @@ def _is_held_out(record: Record, data: Data) -> bool:
     digest = hashlib.sha256(repr([(m.role, m.content) for m in asked(record)]).encode()).digest()
     place = counted_seed(0, "held out", int.from_bytes(digest[:8])) / 2**63
     return place < data.held_out_share
+
+
+def _nothing_held_out(records: Sequence[Record], data: Data, column: str) -> str:
+    values = sorted({record.tags[column] for record in records if column in record.tags})
+    if not values:
+        columns = sorted({name for record in records for name in record.tags})
+        return f"{data.path}: no column {column}; data.held_out_by can be {' or '.join(columns) or 'null only'}"
+    chosen = f"none of {', '.join(data.held_out)}" if data.held_out else "nothing"
+    more = f" and {len(values) - 10} more" if len(values) > 10 else ""
+    return f"{data.path}: data.held_out names {chosen} of column {column}, which holds {', '.join(values[:10])}{more}"
 
 
 def asked(record: Record) -> Messages:

@@ -29,6 +29,8 @@ REMEDIES: Mapping[int, str] = {
     errno.EACCES: "permission is missing: choose another run folder, or have its rights changed",
     errno.EPERM: "permission is missing: choose another run folder, or have its rights changed",
     errno.EIO: "the disk reports errors: choose a run folder on another disk",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another run folder",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.ENOLCK: "this file system keeps no locks: choose a run folder on a local disk",
     errno.EOPNOTSUPP: "this file system keeps no locks: choose a run folder on a local disk",

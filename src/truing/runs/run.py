@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from truing.runs import read
-from truing.runs.durable import AppendLog, StorageError, make_folder, to_json, to_json_line, write_file
+from truing.runs.durable import AppendLog, StorageError, make_folder, storage_errors, to_json, to_json_line, write_file
 from truing.runs.environment import environment
 from truing.runs.lock import RunLock
 from truing.runs.read import Status, changes, flat
@@ -35,20 +35,30 @@ Largest = Callable[[int], int]
 class Part(Protocol):
     """Something a checkpoint holds: a learner, a source, a controller."""
 
-    def state_tensors(self) -> Mapping[str, Any]: ...
+    def state_tensors(self) -> Mapping[str, Any]:
+        """Its tensors by name, as they are: no copies."""
+        ...
 
-    def state_dict(self) -> Mapping[str, object]: ...
+    def state_dict(self) -> Mapping[str, object]:
+        """The rest of its state, as JSON can hold it."""
+        ...
 
-    def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None: ...
+    def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Takes back what the two gave."""
+        ...
 
 
 @runtime_checkable
 class CheckpointStore(Protocol):
     """Where checkpoints go and come from."""
 
-    def save(self, step: int, parts: Mapping[str, Part]) -> None: ...
+    def save(self, step: int, parts: Mapping[str, Part]) -> None:
+        """Writes a checkpoint, whole or not at all, and lets older ones go."""
+        ...
 
-    def tidy(self) -> None: ...
+    def tidy(self) -> None:
+        """Removes what a killed save left."""
+        ...
 
     def load_newest(self, parts: Mapping[str, Part], complain: Callable[[str], None]) -> int:
         """Fills the parts from the newest whole checkpoint and returns its step, 0 where there is none; names those passed over."""
@@ -116,6 +126,10 @@ class Run:
         Fingerprints are hashes of what the numbers depend on beside the config: data, tokenizer, template, model.
         `save_every` and `evaluate_every` count steps; 0 is never.
         """
+        with storage_errors(folder):
+            foreign = (folder / read.CONFIG).exists() and not (folder / read.STATUS).exists()
+        if foreign:
+            raise ValueError(f"{folder}: holds a {read.CONFIG} but no {read.STATUS}, so it is no run; choose another run folder")
         make_folder(folder)
         with ExitStack() as undo:
             lock = RunLock.acquire(folder)

@@ -10,12 +10,8 @@ from truing.train.learner import Learner, NonFiniteError
 
 
 @runtime_checkable
-class Source(Iterable[list[TreeBatch]], Protocol):
+class Source(Part, Iterable[list[TreeBatch]], Protocol):
     """Yields the micro-batches of one optimizer step after another, from where its state says."""
-
-    def state_tensors(self) -> Mapping[str, Any]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None: ...
 
 
 BAD_BATCH = "bad_batch.json"
@@ -34,7 +30,7 @@ def train(run: Run, learner: Learner, objective: Objective, source: Source, *, e
         except NonFiniteError as error:
             found = learner.world.gather([_described(batch) for batch in error.batches])
             run.write(BAD_BATCH, {"step": step, "batches": found})
-            raise NonFiniteError(f"{error}; the batch is in {run.folder / BAD_BATCH}", error.batches) from error
+            raise NonFiniteError(f"{error}; the batch is in {run.folder / BAD_BATCH}; lower optimizer.lr", error.batches) from error
         if evaluate and run.due_evaluation(step):
             metrics |= _held_out(evaluate)
         run.log(step, metrics)
