@@ -123,6 +123,7 @@ TRAPS = {
         tests=(
             "test_functional.py::test_trap_14_temperature_divides_logits",
             "test_traps_scoring.py::test_trap_14_samples_come_from_the_whole_distribution_whatever_the_models_own_settings_say",
+            "test_sampler.py::test_every_token_of_the_tail_can_be_drawn",
         ),
         absent=f"the correction of ratios {NOT_BUILT}",
     ),
@@ -149,7 +150,7 @@ TRAPS = {
         tests=(
             "test_functional.py::test_log_sum_exp_is_taken_in_fp32_for_bf16_models",
             "test_traps_scoring.py::test_trap_19_the_reward_head_is_in_fp32_on_a_bf16_model",
-            "test_traps_scoring.py::test_trap_19_a_rollout_leaves_the_trained_weights_as_they_were",
+            "test_sampler.py::test_trap_19_a_rollout_leaves_the_weights_dtype_alone",
             "test_learner.py::test_trap_19_bf16_weights_keep_fp32_masters_so_that_small_updates_add_up",
             "test_learner.py::test_trap_19_masters_in_training_and_in_the_checkpoint",
         ),

@@ -110,25 +110,6 @@ def test_trap_19_the_reward_head_is_in_fp32_on_a_bf16_model() -> None:
     assert any(score != float(torch.tensor(score).bfloat16()) for score in scores.tolist())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lora", [False, True])
-def test_trap_19_a_rollout_leaves_the_trained_weights_as_they_were(dtype: torch.dtype, lora: bool) -> None:
-    policy = tiny_policy(dtype=dtype, lora=lora)
-    before = {name: (p.detach().clone(), p.requires_grad) for name, p in policy.named_parameters()}
-    attention, settings = policy.model.config._attn_implementation, policy.model.generation_config
-    scores = policy.log_probs(TreeBatch.of(random_trees(3))).detach()
-    sample(policy, [(5, 6), (7, 8, 9)], Decoding(max_tokens=6, temperature=1.0), stop_ids=frozenset({END}))
-    for name, parameter in policy.named_parameters():
-        weights, trained = before[name]
-        assert parameter.dtype == dtype
-        assert parameter.requires_grad == trained
-        assert torch.equal(parameter, weights)
-    assert not policy.model.training
-    assert policy.model.config._attn_implementation == attention
-    assert policy.model.generation_config is settings
-    assert torch.equal(policy.log_probs(TreeBatch.of(random_trees(3))).detach(), scores)
-
-
 @pytest.mark.parametrize("layout", ["tree", "plain"])
 def test_trap_14_samples_come_from_the_whole_distribution_whatever_the_models_own_settings_say(layout: str) -> None:
     """3000 first tokens after one prompt at temperature 2, counted against softmax(logits / 2)."""

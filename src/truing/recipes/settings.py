@@ -47,6 +47,7 @@ class Shared:
     method: str = ""
     """The method, in recipe files; on the command line it is named before the settings."""
     data: Data
+    """What is learnt from."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """A folder (of a model or of a finished run) or a hub name."""
     run: Path | None = None

@@ -90,11 +90,17 @@ class Silent:
 class Stream(Protocol):
     """What a sink needs of standard error or of a file."""
 
-    def write(self, text: str, /) -> int: ...
+    def write(self, text: str, /) -> int:
+        """Takes text, as a file does."""
+        ...
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Lets it be seen now."""
+        ...
 
-    def isatty(self) -> bool: ...
+    def isatty(self) -> bool:
+        """Whether a person looks at it, and a bar can be drawn."""
+        ...
 
 
 class _Forgiving(io.StringIO):

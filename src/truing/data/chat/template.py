@@ -48,7 +48,9 @@ class Renders(Protocol):
     name_or_path: str
 
     @property
-    def apply_chat_template(self) -> Callable[..., object]: ...
+    def apply_chat_template(self) -> Callable[..., object]:
+        """The method of that name, as transformers has it."""
+        ...
 
 
 @contextmanager
