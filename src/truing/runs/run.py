@@ -19,9 +19,10 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from truing.runs import read
-from truing.runs.durable import AppendLog, StorageError, make_folder, storage_errors, to_json, to_json_line, write_file
+from truing.runs.durable import StorageError, make_folder, storage_errors, to_json, write_file
 from truing.runs.environment import environment
 from truing.runs.lock import RunLock
+from truing.runs.logs import Logs
 from truing.runs.read import Status, changes, flat
 from truing.runs.sinks import Level, Sink
 
@@ -100,7 +101,7 @@ class Run:
         self.interrupted = 0
         """The number of the signal on which all ranks stop; 0 for none."""
         self._lock, self._store, self._sinks, self._largest = lock, store, tuple(sinks), largest
-        self._logs = _Logs(folder if lock else None, self._warn)
+        self._logs = Logs(folder if lock else None, self._warn)
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._step = self._restored = self._saved = 0
@@ -351,41 +352,6 @@ class Run:
     def _say(self, text: str, level: Level) -> None:
         for sink in self._sinks:
             sink.message(text, level)
-
-
-class _Logs:
-    """The logs, and as a part of the checkpoint the lengths to which a continued run cuts them back (timing is not among those)."""
-
-    CUT: ClassVar[tuple[str, ...]] = (read.METRICS, read.SAMPLES)
-
-    def __init__(self, folder: Path | None, complain: Callable[[str], None]) -> None:
-        names = (*self.CUT, read.TIMING) if folder else ()
-        self._logs = {name: AppendLog(folder / name) for name in names if folder}
-        self._complain = complain
-
-    def append(self, name: str, row: Mapping[str, object]) -> None:
-        if name in self._logs:
-            self._logs[name].append(to_json_line(row))
-
-    def state_tensors(self) -> Mapping[str, Any]:
-        return {}
-
-    def state_dict(self) -> Mapping[str, object]:
-        return {name: self._logs[name].offset for name in self.CUT}
-
-    def load_state(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        for name, log in self._logs.items():
-            missing = log.cut(state[name]) if name in self.CUT else 0
-            if missing:
-                self._complain(f"{log.path}: {missing} bytes that the checkpoint counts on are gone; training goes on without them")
-
-    def sync(self) -> None:
-        for name in self.CUT:
-            self._logs[name].sync()
-
-    def close(self) -> None:
-        for log in self._logs.values():
-            log.close()
 
 
 def _how_it_ended(error: BaseException | None) -> tuple[str, str]:
