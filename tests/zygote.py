@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+LONGEST = 120.0
+"""Seconds after which a command is taken for stuck and aborted."""
 IMPORTED = (
     "transformers.models.llama.modeling_llama",
     *(f"truing.recipes.{name}" for name in ("commands", "sft", "reward_model", "preference")),
@@ -120,27 +122,27 @@ def attempt(task: dict[str, Any]) -> dict[str, object]:
     pids = started(task)
     codes: dict[int, int] = {}
 
-    def look(wait: int) -> None:
-        for pid in pids:
-            if pid not in codes:
-                ended, status = os.waitpid(pid, wait)
-                if ended:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-
     def due() -> bool:
         if task["lines"]:
             path, least = task["lines"]
             return Path(path).is_file() and Path(path).read_bytes().count(b"\n") >= least
-        return time.monotonic() - began >= task["seconds"]
+        return task["seconds"] is not None and time.monotonic() - began >= task["seconds"]
 
-    if task["lines"] or task["seconds"] is not None:
-        while len(codes) < len(pids) and not due():
-            time.sleep(0.001)
-            look(os.WNOHANG)
-        for rank in range(len(pids)) if task["to"] is None else task["to"]:
-            if pids[rank] not in codes:
-                os.kill(pids[rank], task["signal"])
-    look(0)
+    asked = False
+    while len(codes) < len(pids):
+        for pid in set(pids) - codes.keys():
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() - began > LONGEST:
+            for pid in set(pids) - codes.keys():
+                os.kill(pid, signal.SIGABRT)
+        if not asked and due():
+            asked = True
+            for rank in range(len(pids)) if task["to"] is None else task["to"]:
+                if pids[rank] not in codes:
+                    os.kill(pids[rank], task["signal"])
+        time.sleep(0.001)
     return {"codes": [codes[pid] for pid in pids], "seconds": time.monotonic() - began}
 
 
