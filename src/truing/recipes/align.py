@@ -81,7 +81,7 @@ class Config:
 
 
 RESULT, REPORT = "result.json", "report.txt"
-QUICK: tuple[str, ...] = ("data.rows=48", "evaluate_rows=6", "kl_prompts=8", "answers.max_tokens=24", "run=runs/quick")
+QUICK = ("data.rows=16", "data.held_out=[sewing]", "evaluate_rows=3", "kl_prompts=2", "answers.max_tokens=12", "run=runs/quick")
 """What `truing demo --quick` overrides: the same way in miniature, for checks."""
 
 
