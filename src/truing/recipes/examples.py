@@ -63,7 +63,13 @@ def examples(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], *, 
     records = _as_first(reading.records, kinds)
     dropped = 0
     if data.length_factor is not None:
-        kept, long = length_bias_filter([r for r in records if isinstance(r, Preference)], data.length_factor)
+        pairs = [record for record in records if isinstance(record, Preference)]
+        if len(pairs) < len(records):
+            other = next(type(record).__name__ for record in records if not isinstance(record, Preference))
+            raise ValueError(
+                f"{data.path}: data.length_factor compares the two answers of pairs, not {other} records; leave it out"
+            )
+        kept, long = length_bias_filter(pairs, data.length_factor)
         records, dropped = tuple(kept), len(long)
     held = [_is_held_out(record, data) for record in records]
     if data.held_out_by and not any(held):
