@@ -37,7 +37,7 @@ def test_token_log_probs_equal_log_softmax_with_gradients(monkeypatch, chunk, fr
     for ours, theirs in zip(*found, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=5e-6)  # sums of 37 terms up to 10 that cancel
 
 
 def test_log_sum_exp_is_taken_in_fp32_for_bf16_models():

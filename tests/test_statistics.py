@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from truing.evals.statistics import (
+from truing.statistics import (
     Estimate,
     auc,
     bootstrap_mean,

@@ -11,7 +11,7 @@ from truing.data.chat import ChatTokenizer
 from truing.data.tree import Branch, Tree
 from truing.evals.measures import kl_estimates, response_log_probs, rewards, right_order
 from truing.evals.premise import stance
-from truing.evals.statistics import (
+from truing.statistics import (
     Estimate,
     bootstrap_mean,
     distinct_n,

@@ -1,4 +1,4 @@
-"""What a model does on held-out records, one number a record, so that any interval can be made of it (`evals.statistics`)."""
+"""What a model does on held-out records, one number a record, so that any interval can be made of it (`truing.statistics`)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -17,7 +17,7 @@ from torch import nn
 from truing.data.chat import ChatTokenizer
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch, pack
-from truing.evals.statistics import paired_difference, shown, win_rate
+from truing.statistics import paired_difference, shown, win_rate
 from truing.models.heads import RewardModel
 from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
 from truing.models.lora import add_lora, has_lora, merge
