@@ -11,6 +11,10 @@ from truing.data.chat import ChatTokenizer
 from truing.data.tree import Branch, Tree
 from truing.evals.measures import kl_estimates, response_log_probs, rewards, right_order
 from truing.evals.premise import stance
+from truing.models.heads import RewardModel
+from truing.models.policy import Policy
+from truing.records import Messages, Preference, Record
+from truing.rollouts.sampler import Decoding, sample
 from truing.statistics import (
     Estimate,
     bootstrap_mean,
@@ -21,10 +25,6 @@ from truing.statistics import (
     wilson,
     win_rate,
 )
-from truing.models.heads import RewardModel
-from truing.models.policy import Policy
-from truing.records import Messages, Preference, Record
-from truing.rollouts.sampler import Decoding, sample
 
 PREMISE = "premise"
 BUDGET = 2048

@@ -17,6 +17,7 @@ from truing.recipes import RECIPES, module_of
 from truing.recipes import align as align_recipe
 from truing.recipes.examples import Examples, asked, examples
 from truing.recipes.fit import load_policy, model_folder
+from truing.recipes.preflight import preflight
 from truing.recipes.settings import Shared, torch_dtype
 from truing.records import Demonstration, Message, Preference, Ranking, Record
 from truing.rollouts.sampler import Decoding
@@ -104,6 +105,7 @@ def check(recipe: str, settings: Sequence[str], shown: int) -> None:
     chat = ChatTokenizer.of(load_tokenizer(start), template=config.data.template)
     found = examples(config.data, chat, KINDS[METHODS[method]])
     out.write("\n".join(found.lines()) + "\n")
+    out.writelines(f"  warning: {concern}\n" for concern in preflight(method, loaded.resolved, chat, len(found.train.trees)))
     for tree in found.train.trees[:shown]:
         out.write(_as_tokens(found, tree.key, chat))
     policy, reason = load_policy(start, torch_dtype(config.dtype))

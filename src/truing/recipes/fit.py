@@ -17,7 +17,6 @@ from torch import nn
 from truing.data.chat import ChatTokenizer
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch, pack
-from truing.statistics import paired_difference, shown, win_rate
 from truing.models.heads import RewardModel
 from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
 from truing.models.lora import add_lora, has_lora, merge
@@ -26,12 +25,14 @@ from truing.models.reference import with_reference
 from truing.objectives import Objective, averaged
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
+from truing.recipes.preflight import preflight, refuse
 from truing.recipes.settings import Optimizer, Shared, device, torch_dtype
 from truing.records import Record
 from truing.runs.durable import STAGING, remove
 from truing.runs.read import read_status
 from truing.runs.run import Run
 from truing.runs.sinks import Sink, Tick, counted
+from truing.statistics import paired_difference, shown, win_rate
 from truing.train.checkpoint import Checkpoints, seed_random_states
 from truing.train.learner import Learner
 from truing.train.loop import train
@@ -65,6 +66,9 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     start = model_folder(shared.model)
     chat = ChatTokenizer.of(load_tokenizer(start), template=shared.data.template)
     found = examples(shared.data, chat, plan.kinds, run=folder if world.rank == 0 else None)
+    concerns = preflight(plan.method, resolved, chat, len(found.train.trees))
+    if shared.strict:
+        refuse(concerns)
     policy, reason = load_policy(start, torch_dtype(shared.dtype))
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
     if shared.lora:
@@ -72,12 +76,14 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     model = plan.model(policy)
     source = _source(shared, found.train.trees, world)
     steps = source.steps_per_epoch * shared.epochs
-    config = {"method": plan.method, **resolved}
+    config = {**resolved, "method": plan.method}
     with _opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
         for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
             run.message(line)
+        for concern in concerns:
+            run.message(str(concern), "warning")
 
         def bar(what: str) -> Tick:
             return counted(sinks, f"{folder.name}: {what}")

@@ -72,6 +72,8 @@ class Shared:
     """Steps between held-out evaluations (also before the first and after the last step); 0 is never."""
     measure_before: bool = True
     """Measure held-out accuracy before training too, for the gain; costs one pass over the held-out rows."""
+    strict: bool = False
+    """Whether settings out of the ordinary (a skipped SFT, an unusual rate, too few pairs) are errors instead of warnings."""
 
 
 def torch_dtype(name: Literal["auto", "fp32", "bf16"]) -> torch.dtype:

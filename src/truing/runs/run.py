@@ -90,7 +90,7 @@ class Run:
     """One run. Example: `with Run.open(folder, config, ..., store=Checkpoints) as run: train(run, learner, objective, source)`."""
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
-        *("logging.*", "save_every", "keep", "name", "folder", "run", "run.name", "run.folder"),
+        *("logging.*", "save_every", "keep", "name", "folder", "run", "strict", "run.name", "run.folder"),
         *("run.save_every", "run.keep", "run.logging.*", "train.save_every", "train.keep"),
     )
     """Dotted config keys (with `*`) that say where and how often to write: they may change when a run continues, no other may."""

@@ -1,0 +1,168 @@
+"""Before a run: what in its settings is out of the ordinary, why that matters, and how to override it.
+
+Quick and without the model's weights: settings, the start's record, the number of examples. Each concern is a warning; with
+`strict=true` they are one error. That the reference is frozen is not asked: here it cannot be otherwise. Faults of single settings
+(a negative rate) are the config's; faults of the data are `truing check`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from truing.config import dotted
+from truing.data.chat import ChatTokenizer
+from truing.losses import PAIR_LOSSES
+from truing.runs.read import CONFIG, FINGERPRINTS, is_run, read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Values that people use. Example: `Range(low=0.01, high=0.5, source="arXiv 2305.18290")`."""
+
+    low: float
+    high: float
+    source: str
+    """Who uses them."""
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g} ({self.source})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concern:
+    """One thing out of the ordinary. Example: `str(concern)` is what is so, why it matters, and what to write instead."""
+
+    name: str
+    """For programs and tests, such as `learning_rate`."""
+    what: str
+    why: str
+    instead: str
+    """The setting or command that changes it."""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}; {self.instead}"
+
+
+FULL_RATES: Mapping[str, Range] = {
+    "sft": Range(low=1e-6, high=1e-4, source="InstructGPT 1e-5, Alpaca 2e-5"),
+    "reward_model": Range(low=1e-6, high=5e-5, source="InstructGPT 9e-6, Llama 2 1e-5"),
+}
+LORA_RATES: Mapping[str, Range] = {
+    "sft": Range(low=1e-5, high=2e-3, source="QLoRA 2e-4"),
+    "reward_model": Range(low=1e-5, high=1e-3, source="ten to fifty times the full rate"),
+}
+POLICY_RATE = Range(low=1e-7, high=1e-5, source="DPO 1e-6, Zephyr 5e-7, InstructGPT's PPO 9e-6")
+POLICY_LORA_RATE = Range(low=1e-6, high=1e-3, source="ten to fifty times the full rate")
+"""Rates of every other method: those that move a policy by preferences or rewards."""
+
+CUSTOMARY: Mapping[str, Mapping[str, Range]] = {
+    "dpo": {"loss.beta": Range(low=0.01, high=0.5, source="arXiv 2305.18290; Zephyr 0.01 to 0.1")},
+    "cdpo": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
+    "ipo": {"loss.beta": Range(low=0.01, high=1.0, source="arXiv 2310.12036")},
+}
+"""Method -> dotted setting -> what is customary: the strength of the pull to the reference."""
+
+FEWEST: Mapping[str, int] = {"sft": 50}
+FEWEST_COMPARISONS = 100
+"""Examples under which what is learnt is mostly chance: at 100 held-out pairs accuracy still has an interval of 20 points."""
+SMALLEST_BATCH = 8
+
+
+def preflight(method: str, resolved: Mapping[str, object], chat: ChatTokenizer, examples: int) -> list[Concern]:
+    """What is out of the ordinary in a run of these settings on so many training examples, in the order of how much it decides."""
+    settings = dotted(resolved)
+    return [
+        *_start(method, str(settings["model"]), chat),
+        *_templates(settings, chat),
+        *_rates(method, settings),
+        *_customary(method, settings),
+        *_sizes(method, settings, examples),
+    ]
+
+
+def _start(method: str, model: str, chat: ChatTokenizer) -> Iterator[Concern]:
+    """DPO's own recipe starts from the SFT model (arXiv 2305.18290, section 4); so do reward models (arXiv 2203.02155)."""
+    if method != "sft" and not is_run(Path(model)) and not chat.tokenizer.chat_template:
+        yield Concern(
+            name="skipped_sft",
+            what=f"{model} has no chat template, so it looks like a base model that was never fine-tuned",
+            why=f"{method} orders answers that a model already gives, and a base model seldom gives any",
+            instead="run `truing train sft` first and start with model=<its run>",
+        )
+
+
+def _templates(settings: Mapping[str, object], chat: ChatTokenizer) -> Iterator[Concern]:
+    """Every run that a setting names must have written conversations as this one does: policy, reward model or judge."""
+    for key, value in settings.items():
+        if key == "run" or not isinstance(value, str) or not value or not is_run(Path(value)):
+            continue
+        folder = Path(value)
+        then = read_json(folder / FINGERPRINTS).get("tokenizer")
+        if then is not None and then != chat.fingerprint:
+            trained = json.loads((folder / CONFIG).read_bytes())
+            written = trained.get("data", {}).get("template", "auto")
+            yield Concern(
+                name="other_template",
+                what=f"{key}={value} ({trained.get('method', 'a run')}) was trained with another template or tokenizer",
+                why="it will read conversations that are written otherwise than those it learnt from",
+                instead=f"take data.template={written} and the same tokenizer, as it had",
+            )
+
+
+def _rates(method: str, settings: Mapping[str, object]) -> Iterator[Concern]:
+    lora = settings.get("lora.rank") is not None
+    usual = LORA_RATES.get(method, POLICY_LORA_RATE) if lora else FULL_RATES.get(method, POLICY_RATE)
+    rate = settings.get("optimizer.lr")
+    if isinstance(rate, int | float) and rate not in usual:
+        high = rate > usual.high
+        where = f"{'above' if high else 'below'} what {method} takes {'with LoRA' if lora else 'in full'}"
+        yield Concern(
+            name="learning_rate",
+            what=f"optimizer.lr={rate:g} is {where}",
+            why=f"customary is {usual}; " + ("the model may fall apart" if high else "it may hardly move"),
+            instead=f"optimizer.lr={(usual.low * usual.high) ** 0.5:.0e}",
+        )
+
+
+def _customary(method: str, settings: Mapping[str, object]) -> Iterator[Concern]:
+    for key, usual in CUSTOMARY.get(method, {}).items():
+        value = settings.get(key)
+        if isinstance(value, int | float) and value not in usual:
+            weak = value < usual.low
+            risk = "the model may drift far from its start" if weak else "the model may hardly leave its start"
+            yield Concern(
+                name="strength",
+                what=f"{key}={value:g} is out of the customary range",
+                why=f"customary is {usual}; {risk}",
+                instead=f"{key}={usual.low if weak else usual.high:g}",
+            )
+
+
+def _sizes(method: str, settings: Mapping[str, object], examples: int) -> Iterator[Concern]:
+    batch = settings.get("batch_size")
+    if method in PAIR_LOSSES and isinstance(batch, int) and batch < SMALLEST_BATCH:
+        yield Concern(
+            name="small_batch",
+            what=f"batch_size={batch} pairs a step",
+            why="single pairs pull in all directions; customary is 32 to 128 (64 in arXiv 2305.18290)",
+            instead="batch_size=32 (memory is set by micro_tokens, not by this)",
+        )
+    least = FEWEST.get(method, FEWEST_COMPARISONS)
+    if examples < least:
+        yield Concern(
+            name="too_few",
+            what=f"{examples} training examples",
+            why=f"under {least} the model learns these by heart, and held-out figures are mostly chance",
+            instead="bring more, or read the figures with their intervals",
+        )
+
+
+def refuse(concerns: list[Concern]) -> None:
+    """For `strict=true`: raises ValueError with all concerns, if there are any."""
+    if concerns:
+        listed = "\n".join(f"  {concern}" for concern in concerns)
+        raise ValueError(f"strict=true, and {len(concerns)} of the settings are out of the ordinary\n{listed}")

@@ -1,0 +1,108 @@
+"""Before a run: settings out of the ordinary are warnings with reason and override, and errors when strict."""
+
+from pathlib import Path
+
+import pytest
+
+from truing.config import describe, load
+from truing.data.chat import ChatTokenizer
+from truing.recipes import module_of
+from truing.recipes.commands import METHODS
+from truing.recipes.preflight import CUSTOMARY, FULL_RATES, LORA_RATES, preflight, refuse
+from truing.recipes.sft import Config as Imitating
+from truing.recipes.sft import run as imitate
+
+
+@pytest.fixture
+def chat(tiny_tokenizer) -> ChatTokenizer:
+    return ChatTokenizer.of(tiny_tokenizer)
+
+
+def concerns(method: str, chat: ChatTokenizer, *settings: str, examples: int = 1000) -> dict[str, str]:
+    base = {"loss": method} if METHODS[method] == "preference" else None
+    loaded = load(module_of(METHODS[method]).Config, base=base, overrides=["data.path=x", *settings])
+    return {concern.name: str(concern) for concern in preflight(method, loaded.resolved, chat, examples)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_said_of_the_defaults(method: str, chat: ChatTokenizer) -> None:
+    rate = ["optimizer.lr=2e-4"]
+    assert concerns(method, chat) == {}
+    assert concerns(method, chat, "lora.rank=8", *rate) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "named", "remedy"),
+    [
+        ("dpo", ["optimizer.lr=2e-4"], "learning_rate", "optimizer.lr=1e-06"),
+        ("dpo", ["optimizer.lr=1e-9"], "learning_rate", "optimizer.lr=1e-06"),
+        ("sft", ["optimizer.lr=1e-3"], "learning_rate", "optimizer.lr=1e-05"),
+        ("reward_model", ["lora.rank=4", "optimizer.lr=1e-6"], "learning_rate", "optimizer.lr=1e-04"),
+        ("dpo", ["loss.beta=2"], "strength", "loss.beta=0.5"),
+        ("ipo", ["loss.beta=0.001"], "strength", "loss.beta=0.01"),
+        ("dpo", ["batch_size=4"], "small_batch", "batch_size=32"),
+    ],
+)
+def test_one_setting_out_of_the_ordinary_is_one_concern_with_its_override(
+    method: str, settings: list[str], named: str, remedy: str, chat: ChatTokenizer
+) -> None:
+    found = concerns(method, chat, *settings)
+    assert list(found) == [named]
+    assert f"; {remedy}" in found[named]
+
+
+def test_the_ends_of_a_range_are_in_it(chat: ChatTokenizer) -> None:
+    for beta in (0.01, 0.5):
+        assert concerns("dpo", chat, f"loss.beta={beta}") == {}
+    assert concerns("dpo", chat, "batch_size=8", examples=100) == {}
+    assert list(concerns("dpo", chat, examples=99)) == ["too_few"]
+    assert list(concerns("sft", chat, examples=99)) == []
+
+
+def test_a_base_model_without_sft_is_named_for_everything_but_sft(tiny_tokenizer) -> None:
+    bare = ChatTokenizer.of(type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer._tokenizer, eos_token="<|im_end|>"))
+    assert concerns("sft", bare) == {}
+    for method in ("dpo", "reward_model"):
+        said = concerns(method, bare, "model=some/base")
+        assert list(said) == ["skipped_sft"]
+        assert "some/base has no chat template" in said["skipped_sft"]
+        assert "truing train sft" in said["skipped_sft"]
+
+
+def test_a_start_that_was_trained_on_another_template_is_named(
+    tiny_model_folder: Path, pairs_file: Path, tmp_path: Path, chat: ChatTokenizer
+) -> None:
+    trained = tmp_path / "sft"
+    loaded = load(
+        Imitating,
+        overrides=[f"data.path={pairs_file}", f"model={tiny_model_folder}", f"run={trained}", "max_steps=1", "data.template=plain"],
+    )
+    imitate(loaded.value, loaded.resolved, [])
+    start = f"model={trained}"
+    same = ChatTokenizer.of(chat.tokenizer, template="plain")
+    assert concerns("dpo", same, start, "data.template=plain") == {}
+    said = concerns("dpo", chat, start)
+    assert list(said) == ["other_template"]
+    assert f"model={trained} (sft) was trained with another template" in said["other_template"]
+    assert "take data.template=plain" in said["other_template"]
+
+
+def test_strict_makes_them_one_error_that_lists_all_and_nothing_is_written(
+    tiny_model_folder: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = [f"data.path={pairs_file}", f"model={tiny_model_folder}", f"run={run}", "optimizer.lr=1", "strict=true"]
+    loaded = load(Imitating, overrides=settings)
+    with pytest.raises(ValueError, match=r"strict=true, and 2 of the settings are out of the ordinary\n  opt.*\n  2\d "):
+        imitate(loaded.value, loaded.resolved, [])
+    assert not run.exists()
+    refuse([])
+
+
+def test_every_range_is_of_a_method_and_a_setting_that_exist() -> None:
+    for method, ranges in CUSTOMARY.items():
+        keys = {field.key for field in describe(module_of(METHODS[method]).Config) if field.when in ("", f"loss={method}")}
+        assert ranges.keys() <= keys
+    assert {*FULL_RATES, *LORA_RATES} <= METHODS.keys()
+    for usual in [*FULL_RATES.values(), *LORA_RATES.values(), *(r for ranges in CUSTOMARY.values() for r in ranges.values())]:
+        assert 0 < usual.low < usual.high
