@@ -7,8 +7,8 @@ interval of the difference holds 0.
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -16,11 +16,16 @@ from jaxtyping import Float
 
 Numbers = Sequence[float | int] | np.ndarray
 Values = Float[np.ndarray, " value"]
+Weights = Float[np.ndarray, "draw unit"]
+"""How often each unit is in each draw."""
+Clusters = tuple[Float[np.ndarray, " cluster"], Float[np.ndarray, " cluster"]]
 
 NORMAL = NormalDist()
 Z = NORMAL.inv_cdf(0.975)
 _AT_ONCE = 2_000_000
 """Resampled values held in memory at a time."""
+JACKKNIFE = 1000
+"""Groups that are left out in turn to see how skewed a statistic is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +80,7 @@ def bootstrap_mean(values: Numbers, clusters: Sequence[Hashable] | None = None, 
 
     Values that are all equal, or all of one cluster, say nothing of how they vary: the interval is a point, and `method` says so.
     """
-    return _bootstrap(_finite(values, "values"), clusters, seed, draws, "BCa bootstrap")
+    return _bootstrap(_finite(values, "values"), clusters, seed, draws, "")
 
 
 def paired_difference(
@@ -85,45 +90,97 @@ def paired_difference(
     first, second = _finite(a, "a"), _finite(b, "b")
     if len(first) != len(second):
         raise ValueError(f"a has {len(first)} values and b has {len(second)}; a pair is two values of one prompt")
-    return _bootstrap(first - second, clusters, seed, draws, "paired BCa bootstrap")
+    return _bootstrap(first - second, clusters, seed, draws, "paired ")
 
 
-def _bootstrap(values: Values, clusters: Sequence[Hashable] | None, seed: int, draws: int, method: str) -> Estimate:
+def bootstrap(
+    statistic: Callable[[Weights], Float[np.ndarray, " draw"]],
+    units: int,
+    *,
+    seed: int,
+    draws: int = 10_000,
+    what: str = "value",
+    n: int | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """Any statistic of exchangeable units and its BCa interval (Efron 1987): `statistic` maps counts [draw, unit] to values [draw].
+
+    A count says how often a unit is in a draw, so a mean is `counts @ totals / counts @ sizes`, and a fit weighs its rows by them.
+    Draws in which the statistic is undefined (NaN) are left out and counted in `method`; undefined on all units is a ValueError.
+    """
     if draws < 100:
         raise ValueError(f"{draws} draws are too few for an interval; take 10000")
-    if clusters is not None and len(clusters) != len(values):
-        raise ValueError(f"{len(values)} values and {len(clusters)} clusters; name the cluster of each value")
-    index: dict[Hashable, int] = {}
-    of = [index.setdefault(cluster, len(index)) for cluster in (range(len(values)) if clusters is None else clusters)]
-    totals, counts = np.bincount(of, weights=values), np.bincount(of)
-    value, n = float(values.sum() / len(values)), len(values)
-    units = f"{len(totals)} {'value' if clusters is None else 'cluster'}{'s' if len(totals) > 1 else ''}"
-    if len(totals) == 1 or np.ptp(values) == 0:
-        why = f"no interval: {units}, and no variation to resample"
-        return Estimate(value=value, low=value, high=value, n=n, method=why)
-    low, high = _bca(totals, counts.astype(np.float64), value, np.random.Generator(np.random.PCG64(seed)), draws)
-    method = f"{method} over {units}, {draws} draws, 95%"
-    return Estimate(value=value, low=min(low, value), high=max(high, value), n=n, method=method)
-
-
-def _bca(totals: Values, counts: Values, value: float, generator: np.random.Generator, draws: int) -> tuple[float, float]:
-    """Ends of the interval: percentiles of the draws, moved for bias and for skewness (Efron 1987, section 3)."""
-    units = len(totals)
-    means: list[Values] = []
+    value = float(statistic(np.ones((1, units)))[0])
+    if not math.isfinite(value):
+        raise ValueError(f"undefined on these {units} {what}s: they do not vary")
+    generator = np.random.Generator(np.random.PCG64(seed))
     step = max(1, _AT_ONCE // units)
-    for start in range(0, draws, step):
-        picked = generator.integers(0, units, size=(min(step, draws - start), units))
-        means.append(totals[picked].sum(axis=1) / counts[picked].sum(axis=1))
-    drawn = np.concatenate(means)
-    below = float(np.mean(drawn < value) + np.mean(drawn == value) / 2)
-    bias = NORMAL.inv_cdf(min(max(below, 0.5 / draws), 1 - 0.5 / draws))
-    without = (totals.sum() - totals) / (counts.sum() - counts)
+    drawn = np.concatenate([statistic(_counts(generator, min(step, draws - start), units)) for start in range(0, draws, step)])
+    undefined = int((~np.isfinite(drawn)).sum())
+    name = f"{units} {what}{'s' if units > 1 else ''}"
+    kept = drawn[np.isfinite(drawn)]
+    if units == 1 or undefined > draws / 2 or np.ptp(kept) <= 1e-12 * max(1.0, abs(value)):
+        why = f"no interval: {name}, and no variation to resample"
+        return Estimate(value=value, low=value, high=value, n=n or units, method=why)
+    without = np.concatenate([statistic(rows) for rows in _left_out(units)])
+    low, high = _bca(value, kept, without[np.isfinite(without)])
+    method = f"BCa bootstrap over {name}, {draws} draws, 95%" + (f", {undefined} undefined draws left out" if undefined else "")
+    low, high = max(min(low, value), bounds[0]), min(max(high, value), bounds[1])
+    return Estimate(value=value, low=low, high=high, n=n or units, method=method)
+
+
+def _counts(generator: np.random.Generator, draws: int, units: int) -> Weights:
+    """How often each unit is in each draw of as many units, with replacement."""
+    picked = generator.integers(0, units, size=(draws, units))
+    picked += np.arange(draws)[:, None] * units
+    return np.bincount(picked.ravel(), minlength=draws * units).reshape(draws, units).astype(np.float64)
+
+
+def _left_out(units: int) -> Iterator[Weights]:
+    """Each unit left out once, a block at a time; of many units, groups of neighbours, which say the same of skewness."""
+    groups = np.array_split(np.arange(units), min(units, JACKKNIFE))
+    step = max(1, _AT_ONCE // units)
+    for start in range(0, len(groups), step):
+        block = groups[start : start + step]
+        rows = np.ones((len(block), units))
+        for row, group in zip(rows, block, strict=True):
+            row[group] = 0.0
+        yield rows
+
+
+def _bca(value: float, drawn: Float[np.ndarray, " draw"], without: Float[np.ndarray, " unit"]) -> tuple[float, float]:
+    """Ends of the interval: percentiles of the draws, moved for bias and for skewness (Efron 1987, section 3)."""
+    near = np.abs(drawn - value) <= 1e-12 * max(1.0, abs(value))
+    below = float(np.mean((drawn < value) & ~near) + np.mean(near) / 2)
+    bias = NORMAL.inv_cdf(min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn)))
     lean = without.mean() - without
     spread = float((lean**2).sum()) ** 1.5
     skew = float((lean**3).sum()) / (6 * spread) if spread > 0 else 0.0
     ends = [NORMAL.cdf(bias + (bias + z) / max(1 - skew * (bias + z), 1e-9)) for z in (-Z, Z)]
     low, high = np.quantile(drawn, ends)
     return float(low), float(high)
+
+
+def clustered(values: Values, clusters: Sequence[Hashable] | None) -> Clusters:
+    """Total and number of the values of each cluster, in order of first appearance; without clusters each value is its own."""
+    if clusters is not None and len(clusters) != len(values):
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters; name the cluster of each value")
+    index: dict[Hashable, int] = {}
+    of = [index.setdefault(cluster, len(index)) for cluster in (range(len(values)) if clusters is None else clusters)]
+    return np.bincount(of, weights=values), np.bincount(of).astype(np.float64)
+
+
+def _bootstrap(values: Values, clusters: Sequence[Hashable] | None, seed: int, draws: int, prefix: str) -> Estimate:
+    totals, sizes = clustered(values, clusters)
+    what = "value" if clusters is None else "cluster"
+    if np.ptp(values) == 0:
+        value, name = float(values[0]), f"{len(totals)} {what}{'s' if len(totals) > 1 else ''}"
+        why = f"no interval: {name}, and no variation to resample"
+        return Estimate(value=value, low=value, high=value, n=len(values), method=why)
+    found = bootstrap(
+        lambda counts: (counts @ totals) / (counts @ sizes), len(totals), seed=seed, draws=draws, what=what, n=len(values)
+    )
+    return replace(found, method=prefix + found.method)
 
 
 def mean_and_deviation(values: Numbers) -> tuple[float, float]:

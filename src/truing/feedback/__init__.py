@@ -1,0 +1,1 @@
+"""What people say of responses, and how far they agree. No torch."""
