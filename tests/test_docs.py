@@ -11,17 +11,17 @@ import pytest
 
 from trees import random_trees, tiny_policy
 from truing.config import describe
-from truing.data.tree import TreeBatch
-from truing.losses import PAIR_LOSSES, SCORE_LOSSES, TOKEN_LOSSES
+from truing.data.tree import Tree, TreeBatch
+from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES, SCORE_LOSSES, TOKEN_LOSSES, FeedbackLoss
 from truing.models.heads import RewardModel
-from truing.objectives import Imitation, Objective, PairedPreference, RewardRanking
+from truing.objectives import AnyObjective, Imitation, PairedPreference, RewardRanking, UnpairedFeedback
 from truing.recipes import RECIPES, module_of
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "truing"
-LOSSES = {**PAIR_LOSSES, **SCORE_LOSSES, **TOKEN_LOSSES}
+LOSSES = {**PAIR_LOSSES, **FEEDBACK_LOSSES, **SCORE_LOSSES, **TOKEN_LOSSES}
 PAGES = {"nll": "sft", "bradley_terry": "reward_model"}
 """Losses whose page is called after the method, not the loss."""
 
@@ -31,7 +31,7 @@ def page(loss: str) -> str:
 
 
 def recipe_of(loss: str) -> str:
-    return "preference" if loss in PAIR_LOSSES else PAGES[loss]
+    return "preference" if loss in PAIR_LOSSES else "feedback" if loss in FEEDBACK_LOSSES else PAGES[loss]
 
 
 def named_in_first_column(text: str, section: str) -> list[str]:
@@ -45,14 +45,20 @@ def named_in_first_column(text: str, section: str) -> list[str]:
 def logged(loss: str) -> frozenset[str]:
     """The metrics of one update."""
     policy = tiny_policy()
-    objectives: dict[str, Objective] = {
+    trees = [replace(tree, reference=(0.0, 0.0), desirable=(True, False)) for tree in random_trees(2)]
+    objectives: dict[str, AnyObjective] = {
         "preference": PairedPreference(loss=LOSSES[loss]()) if loss in PAIR_LOSSES else None,
+        "feedback": judging(LOSSES[loss](), trees) if loss in FEEDBACK_LOSSES else None,
         "reward_model": RewardRanking(loss=SCORE_LOSSES["bradley_terry"]()),
         "sft": Imitation(loss=TOKEN_LOSSES["nll"]()),
     }
     model = RewardModel(policy) if recipe_of(loss) == "reward_model" else policy
-    batch = TreeBatch.of([replace(tree, reference=(0.0, 0.0)) for tree in random_trees(2)])
-    return frozenset(Learner(model, Optimizer(), total_steps=1).update(objectives[recipe_of(loss)], [batch]))
+    return frozenset(Learner(model, Optimizer(), total_steps=1).update(objectives[recipe_of(loss)], [TreeBatch.of(trees)]))
+
+
+def judging(loss: FeedbackLoss, trees: list[Tree]) -> UnpairedFeedback:
+    objective = UnpairedFeedback(loss=loss, max_tokens=100)
+    return objective.knowing(replace(tree, reference=(0.0,)) for tree in objective.mismatched(trees).values())
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -19,7 +19,7 @@ from zygote import Zygote
 
 METHODS = ("sft", "reward_model", "dpo")
 ADAPTERS = {"full": ("dtype=bf16",), "lora": ("dtype=fp32", "lora.rank=4", "optimizer.lr=1e-3")}
-VARIANTS = [(method, weights) for method in METHODS for weights in ADAPTERS]
+VARIANTS = [*((method, weights) for method in METHODS for weights in ADAPTERS), ("kto", "full")]
 STEPS = 12
 
 

@@ -39,7 +39,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-sft, reward_model, dpo = script("sft"), script("reward_model"), script("dpo")
+sft, reward_model, dpo, kto = script("sft"), script("reward_model"), script("dpo"), script("kto")
 
 
 def tiny(seed: int = 0, **changes: float) -> LlamaForCausalLM:
@@ -298,7 +298,7 @@ def test_trap_17_score_is_read_at_the_last_real_token_whatever_the_padding() -> 
 # training
 
 
-@pytest.mark.parametrize("module", [sft, dpo, reward_model])
+@pytest.mark.parametrize("module", [sft, dpo, reward_model, kto])
 def test_learning_rate_by_hand(module: ModuleType) -> None:
     def rates(schedule: str) -> list[float]:
         return [module.lr_at(s, lr=1.0, warmup_steps=2, total_steps=6, schedule=schedule) for s in range(6)]
@@ -337,18 +337,36 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     byte_tokenizer(template=True).save_pretrained(path)
     with (path / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["prompt", "good_answer", "bad_answer"], ["Is it on?", "Yes.", "Look."], ["2+2?", "4", "5"]])
+    with (path / "feedback.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["prompt", "completion", "label"], ["Is it on?", "Yes.", "true"], ["2+2?", "5", "False"]])
     return path
 
 
-@pytest.mark.parametrize("name", ["sft", "reward_model", "dpo"])
+@pytest.mark.parametrize("name", ["sft", "reward_model", "dpo", "kto"])
 def test_runs_from_the_command_line(name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    arguments = ["--model", str(folder), "--data", str(folder / "pairs.csv"), "--steps", "2", "--batch", "2", "--device", "cpu"]
+    data = folder / ("feedback.csv" if name == "kto" else "pairs.csv")
+    arguments = ["--model", str(folder), "--data", str(data), "--steps", "2", "--batch", "2", "--device", "cpu"]
     script(name).main([*arguments, "--out", str(out)])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(lines) == 2
     if name == "dpo":
         assert "loss 0.6931" in lines[0]
+    if name == "kto":
+        assert "loss 0.5" in lines[0]
     trained = LlamaModel.from_pretrained(out)
     assert trained.embed_tokens.weight.shape == (300, 64)
     assert (out / "head.safetensors").exists() == (name == "reward_model")
+
+
+def test_a_mismatched_answer_is_the_next_one_of_another_prompt() -> None:
+    first, second, third = ([0, 5], [9, 1], True), ([0, 5], [8, 1], False), ([0, 6], [7, 1], True)
+    assert kto.mismatched([first, second, third]) == [([0, 5], [7, 1], True), ([0, 5], [7, 1], False), ([0, 6], [9, 1], True)]
+    assert kto.mismatched([first, second]) == []
+
+
+def test_unpaired_aot_by_hand() -> None:
+    """Sorted, 1 meets 0 and 3 meets 2: twice log(1 + exp(-0.1)); one response against two meets each for half."""
+    assert kto.aot_loss(torch.tensor([3.0, 1.0]), torch.tensor([0.0, 2.0]), 0.1).item() == pytest.approx(0.6443967, abs=1e-6)
+    halves = [math.log(1 + math.exp(-0.1)), math.log(1 + math.exp(0.1))]
+    assert kto.aot_loss(torch.tensor([1.0]), torch.tensor([2.0, 0.0]), 0.1).item() == pytest.approx(sum(halves) / 2, abs=1e-6)

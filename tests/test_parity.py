@@ -13,14 +13,15 @@ import torch
 from conftest import make_tiny_llama
 from trees import random_trees
 from truing.data.tree import Tree, TreeBatch, pack
-from truing.losses import PAIR_LOSSES
+from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES
 from truing.losses.bradley_terry import BradleyTerry
 from truing.losses.nll import NLL
 from truing.models.heads import RewardModel
 from truing.models.load import load_causal
 from truing.models.policy import Policy, probe
 from truing.models.reference import with_reference
-from truing.objectives import Imitation, PairedPreference, RewardRanking
+from truing.objectives import Imitation, PairedPreference, RewardRanking, UnpairedFeedback
+from truing.randomness import counted_seed
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
 
@@ -73,8 +74,8 @@ def same_weights(policy: Policy, oracle, tolerance: float) -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def batches(branches: int) -> list[list[Tree]]:
-    trees = random_trees(3 * STEPS, branches=branches, seed=branches)
+def batches(branches: int, longest: int = 23) -> list[list[Tree]]:
+    trees = random_trees(3 * STEPS, branches=branches, seed=branches, longest=longest)
     return [trees[3 * i : 3 * i + 3] for i in range(STEPS)]
 
 
@@ -102,6 +103,34 @@ def test_preference_losses_equal_their_oracle(loss):
     same_weights(policy, oracle, 1e-6)
     if loss != "ipo":
         assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("budget", [30, 70, 1000])
+@pytest.mark.parametrize("loss", FEEDBACK_LOSSES)
+def test_feedback_losses_equal_their_oracle_in_one_micro_batch_or_several(loss, budget):
+    """The oracle takes the next example's answer as the mismatched one, so its batches are put into the package's order.
+
+    Answers are short: a class of one or two responses averages no rounding away, and a log-probability of -130 has five digits.
+    """
+    model, steps = make_tiny_llama(seed=2), batches(1, longest=8)
+    steps = [[replace(tree, desirable=(place != 1,)) for place, tree in enumerate(step)] for step in steps]
+    oracle = copy.deepcopy(model)
+    policy = probe(model).policy
+    objective = UnpairedFeedback(loss=FEEDBACK_LOSSES[loss](beta=0.1), max_tokens=1000)
+    pairs = [list(objective.mismatched(step).values()) for step in steps]
+    further = [tree for group in pairs for tree in with_reference(policy, group, [group])]
+    found = ours(policy, objective.knowing(further), [with_reference(policy, s, [s]) for s in steps], budget=budget)
+
+    def as_feedback(tree: Tree):
+        return list(tree.trunk), list(tree.branches[0].tokens), tree.desirable == (True,)
+
+    ordered = [sorted(step, key=lambda tree: counted_seed(0, "mismatch", tree.key)) for step in steps]
+    expected = one_file("kto").train(oracle, [[as_feedback(t) for t in s] for s in ordered], loss=loss, beta=0.1, **schedule(STEPS))
+    same(found, expected)
+    same_weights(policy, oracle, 1e-6)
+    assert found[0]["loss"] == pytest.approx(0.5 if loss == "kto" else math.log(2), abs=1e-6)
+    if loss == "kto":
+        assert max(step["baseline"] for step in found) > 0.001
 
 
 @pytest.mark.parametrize("branches", [2, 4])

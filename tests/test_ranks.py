@@ -25,7 +25,10 @@ from zygote import Zygote
 
 RANKS = 2
 STEPS = 12
-"""Two epochs of 16 pairs in batches of 3, which the ranks share as 2 and 1; of the last, of one pair, one rank has nothing."""
+"""Two epochs of 16 pairs in batches of 3, which the ranks share as 2 and 1; of the last, of one pair, one rank has nothing.
+
+As feedback they are 32 responses, of which 16 are taken.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def command(pairs_file: Path, tiny_model_folder: Path, tmp_path_factory: pytest.
         return [
             *("train", method, f"data.path={pairs_file}", f"model={model}", "data.held_out_share=0.2", "dtype=fp32"),
             *("epochs=2", "batch_size=3", "micro_tokens=80", "save_every=3", "evaluate_every=4", "optimizer.warmup=0"),
-            *("optimizer.lr=1e-4", "optimizer.eps=1e-6", "optimizer.weight_decay=0.1"),
+            *("optimizer.lr=1e-4", "optimizer.eps=1e-6", "optimizer.weight_decay=0.1", "data.rows=16"),
         ]
 
     return of
@@ -65,7 +68,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [dict(row) for row in read_rows(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo"])
+@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo", "kto", "aot_unpaired"])
 def test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one(method: str, trained) -> None:
     one, two = trained(method, 1), trained(method, RANKS)
     assert [row["step"] for row in rows(one)] == list(range(STEPS + 1))

@@ -80,6 +80,7 @@ TRAPS = {
         text="losses, gradients or metrics depend on micro-batches, packing, padding, layout or ranks",
         tests=(
             "test_learner.py::test_trap_08_micro_batches_of_any_size_give_the_same_loss_metrics_gradients_and_weights",
+            "test_feedback.py::test_trap_08_feedback_gives_the_same_numbers_however_the_batch_is_split",
             "test_learner.py::test_trap_08_a_metric_is_a_mean_over_tokens_not_of_means",
             "test_learner.py::test_trap_08_a_metric_is_a_mean_over_pairs_not_of_means",
             "test_policy.py::test_trap_08_tree_and_plain_layout_give_the_same_gradients",
@@ -93,6 +94,7 @@ TRAPS = {
         text="policy and reference differ at the first step, or dropout is on",
         tests=(
             "test_losses.py::test_trap_09_policy_equal_to_reference_gives_ln_2",
+            "test_feedback.py::test_trap_09_policy_equal_to_reference_gives_the_starting_loss",
             "test_reference.py::test_trap_09_the_first_dpo_loss_is_ln_2",
             "test_reference.py::test_trap_09_no_dropout_even_after_the_model_was_put_into_training_mode",
             "test_load.py::test_trap_09_dropout_is_off_in_training_mode_too",
@@ -117,7 +119,16 @@ TRAPS = {
         ),
     ),
     12: Trap(text="ORPO's log(1 - p) overflows where p is 1", absent="ORPO is not built yet"),
-    13: Trap(text="KTO's baseline is of one batch, one rank or one class", absent="KTO is not built yet"),
+    13: Trap(
+        text="KTO's baseline is of one micro-batch, one rank, one class, or of answers to their own prompts",
+        tests=(
+            "test_feedback.py::test_trap_13_every_prompt_gets_another_prompts_response",
+            "test_feedback.py::test_trap_13_a_batch_of_one_prompt_has_no_mismatch_and_its_baseline_is_0",
+            "test_feedback.py::test_trap_13_the_baseline_is_the_mean_log_ratio_of_mismatches_at_least_0",
+            "test_feedback.py::test_trap_08_feedback_gives_the_same_numbers_however_the_batch_is_split",
+            "test_ranks.py::test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one",
+        ),
+    ),
     14: Trap(
         text="log-probabilities and samples are of different distributions",
         tests=(
@@ -168,6 +179,7 @@ TRAPS = {
         tests=(
             "test_tree.py::test_an_epoch_holds_every_tree_once_and_the_next_has_another_order",
             "test_tree.py::test_trap_22_resumption_repeats_no_row_and_skips_none",
+            "test_feedback.py::test_trap_22_pairs_read_as_feedback_are_shuffled_before_batching",
             "test_run.py::test_trap_22_a_broken_newest_checkpoint_repeats_no_step_in_the_logs",
         ),
     ),

@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for 
 @app.command()
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="METHOD-or-RECIPE.yaml", help="sft, reward_model, dpo, another pair loss, or a recipe file.")
+        str, typer.Argument(metavar="METHOD-or-RECIPE.yaml", help="sft, reward_model, dpo, kto, another loss, or a recipe file.")
     ],
     settings: Settings = None,
     as_json: Json = False,
@@ -95,19 +95,6 @@ def sample(
     from truing.recipes import commands
 
     commands.sample(model, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
-
-
-@app.command("eval")
-def evaluate(
-    settings: Annotated[
-        list[str], typer.Argument(metavar="MODEL-or-NAME=MODEL... tasks=TASKS [KEY=VALUE]...", help="Models, tasks, settings.")
-    ],
-    as_json: Json = False,
-) -> None:
-    """Measure models on benchmarks: tasks=quick, tasks=full, or by name."""
-    from truing.recipes import commands
-
-    commands.evaluate(settings, _sinks(as_json), as_json=as_json)
 
 
 @app.command()

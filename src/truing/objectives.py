@@ -4,20 +4,24 @@ Objectives never divide by a count that depends on the batch: the learner does, 
 and ranks. So how a batch was split or packed cannot change a number.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from truing.data.tree import TreeBatch
-from truing.losses import Pair, PairLogps, PairLoss
+from truing.baselines import Counterparts, log_ratios, mismatched_kl, sorted_counterparts
+from truing.data.mismatch import mismatched
+from truing.data.tree import Tree, TreeBatch
+from truing.losses import FeedbackLogps, FeedbackLoss, Pair, PairLogps, PairLoss
 from truing.losses.bradley_terry import BradleyTerry
 from truing.losses.nll import NLL
 from truing.models.heads import RewardModel
 from truing.models.policy import Policy
+from truing.models.reference import tree_key
+from truing.parallel.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,34 @@ class Objective(Protocol):
         ...
 
     def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput: ...
+
+
+@runtime_checkable
+class WholeBatchObjective(Protocol):
+    """An objective with a statistic of the whole optimizer batch, over all micro-batches and ranks."""
+
+    def units(self, batch: TreeBatch) -> int:
+        """As of every objective."""
+        ...
+
+    def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Sequence[Any]:
+        """The statistic, without gradient: for each of this rank's micro-batches what is handed in with it.
+
+        Every rank calls it in every step, also one that has no micro-batch.
+        """
+        ...
+
+    def __call__(self, model: nn.Module, batch: TreeBatch, statistic: Any) -> LossOutput: ...
+
+
+AnyObjective = Objective | WholeBatchObjective
+
+
+def prepared(objective: AnyObjective, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> list[tuple[Any, ...]]:
+    """For each micro-batch what the objective is to be called with beside it: a statistic of the whole batch, or nothing."""
+    if isinstance(objective, WholeBatchObjective):
+        return [(statistic,) for statistic in objective.prepare(model, batches, world)]
+    return [()] * len(batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,3 +184,76 @@ class RewardRanking:
                 "reward_rejected": Mean.over(pair.rejected),
             },
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnpairedFeedback:
+    """KTO and its relatives: the mean loss of a response that was approved of or not."""
+
+    loss: FeedbackLoss
+    max_tokens: int
+    """Longest prompt with a mismatched response, in tokens."""
+    mismatched_reference: Mapping[bytes, float] = field(default_factory=dict)
+    """log pi_ref of mismatched prompts and responses, by `tree_key`, for the losses that need it."""
+
+    def units(self, batch: TreeBatch) -> int:
+        return batch.responses
+
+    def mismatched(self, trees: Sequence[Tree]) -> dict[int, Tree]:
+        """By record, what else of one optimizer batch the reference is asked for before training."""
+        return mismatched(trees, max_tokens=self.max_tokens) if self.loss.baseline == "mismatched" else {}
+
+    def knowing(self, trees: Iterable[Tree]) -> "UnpairedFeedback":
+        """The objective that knows log pi_ref of these mismatched trees, which carry it."""
+        known = {tree_key(tree): tree.reference[0] for tree in trees if tree.reference is not None}
+        return replace(self, mismatched_reference=known)
+
+    def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Sequence[Any]:
+        """KTO's z_0, the same for all; or the counterparts of each micro-batch's responses."""
+        assert isinstance(model, Policy)
+        if self.loss.baseline == "mismatched":
+            known = self.mismatched_reference
+            return [mismatched_kl(model, batches, world, reference=known, max_tokens=self.max_tokens)] * len(batches)
+        return sorted_counterparts(log_ratios(model, batches), batches, world)
+
+    def __call__(self, model: nn.Module, batch: TreeBatch, statistic: float | Counterparts) -> LossOutput:
+        assert isinstance(model, Policy)
+        assert batch.reference is not None, "reference log-probabilities are computed before the first step"
+        assert batch.desirable is not None, "feedback says of every response whether it is desirable"
+        policy, baseline = model.response_log_probs(batch), torch.zeros_like(batch.reference)
+        logps = FeedbackLogps(policy=policy, reference=batch.reference, desirable=batch.desirable, baseline=baseline)
+        if isinstance(statistic, float):
+            logps = replace(logps, baseline=baseline + statistic)
+            total = self.loss(logps).sum()
+        else:
+            of = statistic.response
+            logps_of_entries = FeedbackLogps(
+                policy=policy[of], reference=batch.reference[of], desirable=batch.desirable[of], baseline=statistic.baseline
+            )
+            both = (statistic.weight * self.loss(logps_of_entries)).sum() + 0.0 * policy.sum()
+            # each side is held against the other as a constant, so both together have the gradient, but twice the value
+            total = both - 0.5 * both.detach()
+        return LossOutput(
+            total=total,
+            metrics={
+                "loss": Mean(float(total.detach()), float(batch.responses)),
+                **_feedback_metrics(self.loss, logps, batch.length),
+            },
+        )
+
+
+def _feedback_metrics(loss: FeedbackLoss, logps: FeedbackLogps, length: Tensor) -> dict[str, Mean]:
+    """Implicit rewards beta log(pi / pi_ref) of both classes, and which responses lie on their side of the baseline."""
+    beta = float(getattr(loss, "beta", 1.0))
+    with torch.no_grad():
+        reward, ahead = beta * (logps.policy - logps.reference), logps.advantage()
+        right = torch.where(logps.desirable, ahead > 0, ahead < 0).float() + 0.5 * (ahead == 0).float()
+        found = {"accuracy": Mean.over(right), "share_desirable": Mean.over(logps.desirable.float())}
+        if loss.baseline != "sorted":
+            found["baseline"] = Mean.over(logps.baseline)
+        for name, side in (("desirable", logps.desirable), ("undesirable", ~logps.desirable)):
+            if bool(side.any()):
+                found[f"reward_{name}"] = Mean.over(reward[side])
+                found[f"logp_{name}"] = Mean.over(logps.policy[side])
+                found[f"length_{name}"] = Mean.over(length[side].float())
+        return found

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -39,6 +39,8 @@ class Tree:
     """log pi_ref of each branch, summed over its scored tokens, once it has been computed (`truing.models.reference`)."""
     margin: float | None = None
     """How much better the first branch is than the second, where an annotator said so."""
+    desirable: tuple[bool, ...] | None = None
+    """Whether each branch was approved of; None where branches are compared or only shown."""
 
     def __post_init__(self) -> None:
         assert self.trunk, "a trunk holds at least one token"
@@ -50,7 +52,7 @@ class Tree:
 
     def alone(self) -> "tuple[Tree, ...]":
         """Each branch with a trunk of its own: what the plain layout computes."""
-        return tuple(replace(self, branches=(b,), reference=None) for b in self.branches)
+        return tuple(replace(self, branches=(b,), reference=None, desirable=None) for b in self.branches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,8 @@ class TreeBatch:
     """log pi_ref of each response's scored tokens, summed; None when the trees do not carry it."""
     margin: Float[Tensor, " tree"] | None
     """Annotated margins; None when no tree has one."""
+    desirable: Bool[Tensor, " response"] | None
+    """Whether each response was approved of; None when the trees do not carry it."""
 
     @property
     def responses(self) -> int:
@@ -121,7 +125,7 @@ class TreeBatch:
     @classmethod
     def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "TreeBatch":
         """Lay the trees end to end behind their root, each as trunk, then branches."""
-        root = common_beginning([tree.trunk for tree in trees])
+        root = _common_beginning([tree.trunk for tree in trees])
         tokens: list[int] = list(trees[0].trunk[:root])
         positions: list[int] = list(range(root))
         source: list[int] = []
@@ -158,6 +162,7 @@ class TreeBatch:
 
         references = [value for tree in trees for value in (tree.reference or ())]
         margins = [tree.margin for tree in trees]
+        judged = [flag for tree in trees for flag in (tree.desirable or ())]
         return cls(
             trees=tuple(trees),
             root=root,
@@ -172,10 +177,11 @@ class TreeBatch:
             tree=whole(tree_of),
             reference=torch.tensor(references, device=device) if references and len(references) == len(last) else None,
             margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
+            desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(last) else None,
         )
 
 
-def common_beginning(trunks: Sequence[tuple[int, ...]]) -> int:
+def _common_beginning(trunks: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all trunks share; each keeps at least one of its own, from which its branches are predicted."""
     if len(trunks) < 2:
         return 0
@@ -193,21 +199,19 @@ class Comparisons:
     tree: Int[Tensor, " pair"]
 
 
-def pack(trees: Sequence[Tree], budget: int, *, shared: int = 0) -> list[list[Tree]]:
+def pack(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
     """Split trees into groups of at most `budget` tokens each, longest first, so that few groups do and all are alike in length.
 
     First fit decreasing: at most 11/9 of the least possible number of groups. A tree above the budget has a group of its own.
-    The first `shared` tokens of every trunk, which all trees begin with, are computed once a group and count once.
     """
     groups: list[list[Tree]] = []
     room: list[int] = []
     for tree in sorted(trees, key=lambda t: (-t.size, t.key)):
-        own = tree.size - shared
-        fit = next((i for i, left in enumerate(room) if own <= left), None)
+        fit = next((i for i, left in enumerate(room) if tree.size <= left), None)
         if fit is None:
             groups.append([tree])
             room.append(budget - tree.size)
         else:
             groups[fit].append(tree)
-            room[fit] -= own
+            room[fit] -= tree.size
     return groups

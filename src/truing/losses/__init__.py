@@ -2,9 +2,19 @@
 
 from importlib import import_module
 
-from truing.losses.logps import Pair, PairLogps, PairLoss
+from truing.losses.logps import FeedbackLogps, FeedbackLoss, Pair, PairLogps, PairLoss
 
-__all__ = ["PAIR_LOSSES", "SCORE_LOSSES", "TOKEN_LOSSES", "Pair", "PairLogps", "PairLoss"]
+__all__ = [
+    "FEEDBACK_LOSSES",
+    "PAIR_LOSSES",
+    "SCORE_LOSSES",
+    "TOKEN_LOSSES",
+    "FeedbackLogps",
+    "FeedbackLoss",
+    "Pair",
+    "PairLogps",
+    "PairLoss",
+]
 
 
 def _table(**places: str) -> dict[str, type]:
@@ -20,6 +30,12 @@ PAIR_LOSSES = _table(
 )
 """Losses of a pair of responses: PairLogps -> one number a pair."""
 
+FEEDBACK_LOSSES = _table(
+    kto="kto.KTO",
+    aot_unpaired="aot_unpaired.UnpairedAOT",
+)
+"""Losses of single responses that were approved of or not: FeedbackLogps -> one number a response."""
+
 SCORE_LOSSES = _table(bradley_terry="bradley_terry.BradleyTerry")
 """Losses of a reward model: scores of a pair -> one number a pair."""
 
@@ -28,7 +44,7 @@ TOKEN_LOSSES = _table(nll="nll.NLL")
 
 
 def __getattr__(name: str) -> type:
-    for table in (PAIR_LOSSES, SCORE_LOSSES, TOKEN_LOSSES):
+    for table in (PAIR_LOSSES, FEEDBACK_LOSSES, SCORE_LOSSES, TOKEN_LOSSES):
         for loss in table.values():
             if loss.__name__ == name:
                 return loss

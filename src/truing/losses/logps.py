@@ -1,9 +1,9 @@
 """What the losses see: log-probabilities of responses, and nothing else."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -38,3 +38,36 @@ class PairLoss(Protocol):
     needs_reference: ClassVar[bool]
 
     def __call__(self, logps: PairLogps) -> Float[Tensor, " pair"]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedbackLogps:
+    """Log-probabilities of responses that were approved of or not, one by one."""
+
+    policy: Float[Tensor, " response"]
+    """log pi(y|x), summed over response tokens."""
+    reference: Float[Tensor, " response"]
+    """log pi_ref(y|x), summed over response tokens."""
+    desirable: Bool[Tensor, " response"]
+    """Whether the response was approved of."""
+    baseline: Float[Tensor, ""] | Float[Tensor, " response"]
+    """The log-ratio that the responses' log-ratios are held against, found over the whole optimizer batch; a constant."""
+
+    def advantage(self) -> Float[Tensor, " response"]:
+        """By how much the log-ratio exceeds the baseline: wanted above 0 for a desirable response, below for another."""
+        return self.policy - self.reference - self.baseline.detach()
+
+
+Baseline = Literal["mismatched", "shift", "sorted"]
+"""What a loss holds log-ratios against: the mean over mismatched prompts and responses, the mean of both classes' means, or the
+log-ratio of the other class's response of the same rank (`truing.baselines`)."""
+
+
+@runtime_checkable
+class FeedbackLoss(Protocol):
+    """A loss over single responses: a frozen dataclass whose fields are its hyperparameters."""
+
+    needs_reference: ClassVar[bool]
+    baseline: ClassVar[Baseline]
+
+    def __call__(self, logps: FeedbackLogps) -> Float[Tensor, " response"]: ...

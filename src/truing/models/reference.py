@@ -37,7 +37,7 @@ def with_reference(
     """
     path = store / f"{_policy_key(policy)}.safetensors" if store else None
     known = _read(path) if path else {}
-    keys = {tree: _tree_key(tree) for tree in trees}
+    keys = {tree: tree_key(tree) for tree in trees}
     missing = [group for group in groups if any(keys[tree] not in known for tree in group)]
 
     def computed(share: Sequence[Sequence[Tree]]) -> list[list[float]]:
@@ -68,7 +68,8 @@ def _policy_key(policy: Policy) -> str:
     return hashlib.sha256(f"{weights_hash(base)} {policy.dtype} {policy.layout}".encode()).hexdigest()
 
 
-def _tree_key(tree: Tree) -> bytes:
+def tree_key(tree: Tree) -> bytes:
+    """A name for a tree's tokens: trees of the same tokens, scored alike, have the same log-probabilities."""
     parts = (tree.trunk, *((branch.tokens, branch.scored) for branch in tree.branches))
     return hashlib.sha256(repr(parts).encode()).digest()
 

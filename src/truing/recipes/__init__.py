@@ -7,6 +7,7 @@ RECIPES = {
     "sft": "sft",
     "reward_model": "reward_model",
     "preference": "preference",
+    "feedback": "feedback",
     "align": "align",
 }
 """Recipe -> module of this folder, each with a `Config` dataclass and a `run(config, resolved, sinks)`."""

@@ -10,29 +10,34 @@ from typing import Any
 
 from truing.config import describe, dotted, load, sweep
 from truing.data.chat import ChatTokenizer
-from truing.losses import PAIR_LOSSES
+from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES
 from truing.models.load import load_tokenizer
 from truing.parallel.world import World
 from truing.recipes import RECIPES, module_of
 from truing.recipes import align as align_recipe
-from truing.recipes import tasks as tasks_recipe
 from truing.recipes.examples import Examples, asked, examples
 from truing.recipes.fit import load_policy, model_folder
 from truing.recipes.preflight import preflight
 from truing.recipes.settings import Shared, torch_dtype
-from truing.records import Demonstration, Message, Preference, Ranking, Record
+from truing.records import Demonstration, Feedback, Message, Preference, Ranking, Record
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.sampler import sample as draw
 from truing.runs.sinks import Sink
 from truing.settings_text import read_file
 
 LIBRARY = Path(__file__).parent / "library"
-METHODS = {"sft": "sft", "reward_model": "reward_model", **dict.fromkeys(PAIR_LOSSES, "preference")}
+METHODS = {
+    "sft": "sft",
+    "reward_model": "reward_model",
+    **dict.fromkeys(PAIR_LOSSES, "preference"),
+    **dict.fromkeys(FEEDBACK_LOSSES, "feedback"),
+}
 """Method -> recipe."""
 KINDS: Mapping[str, tuple[type[Record], ...]] = {
     "sft": (Demonstration,),
     "reward_model": (Ranking, Preference),
     "preference": (Preference,),
+    "feedback": (Feedback,),
 }
 
 
@@ -58,13 +63,6 @@ def align(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> N
     folder = align_recipe.run(loaded.value, loaded.resolved, sinks)
     name = align_recipe.RESULT if as_json else align_recipe.REPORT
     sys.stdout.write((folder / name).read_text())
-
-
-def evaluate(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:
-    """Tasks on one or more models; the report on standard output."""
-    loaded = load(tasks_recipe.Config, overrides=tasks_recipe.settings_of(settings))
-    folder = tasks_recipe.run(loaded.value, sinks)
-    sys.stdout.write((folder / (tasks_recipe.RESULT if as_json else tasks_recipe.REPORT)).read_text())
 
 
 def recipes(action: str, name: str | None, to: Path | None) -> None:
@@ -149,7 +147,7 @@ def _template_of(run: Path) -> Any:
 def _find(recipe: str) -> tuple[str, Path | None, dict[str, Any] | None]:
     """Method, file and preset of `METHOD` or `RECIPE.yaml`; a file names its method in the key `method`."""
     if recipe in METHODS:
-        return recipe, None, {"loss": recipe} if recipe in PAIR_LOSSES else None
+        return recipe, None, _preset(recipe)
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else LIBRARY / f"{recipe}.yaml"
     if not path.is_file():
         names = [*METHODS, *sorted(p.stem for p in LIBRARY.glob("*.yaml"))]
@@ -158,7 +156,12 @@ def _find(recipe: str) -> tuple[str, Path | None, dict[str, Any] | None]:
     method = read_file(path, {}, []).get("method")
     if method not in METHODS:
         raise ValueError(f"{path}: `method:` is {method!r}; write one of {', '.join(METHODS)}")
-    return str(method), path, {"loss": method} if method in PAIR_LOSSES else None
+    return str(method), path, _preset(str(method))
+
+
+def _preset(method: str) -> dict[str, Any] | None:
+    """What naming a method sets: the loss, where it is one of a family."""
+    return {"loss": method} if method in PAIR_LOSSES or method in FEEDBACK_LOSSES else None
 
 
 def _summary(folder: Path) -> str:

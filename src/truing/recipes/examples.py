@@ -95,9 +95,19 @@ def _as_first(records: tuple[Record, ...], kinds: Sequence[type[Record]]) -> tup
 
 def _encode(records: Sequence[Record], chat: ChatTokenizer, data: Data) -> Split:
     trees, report = encode_all(records, chat, max_tokens=data.max_tokens, truncate=data.truncate)
-    margins = [record.margin if isinstance(record, Preference) else None for record in records]
-    trees = [replace(tree, margin=margins[tree.key]) for tree in trees]
+    trees = [_labelled(tree, records[tree.key]) for tree in trees]
     return Split(records=tuple(records), trees=trees, report=report)
+
+
+def _labelled(tree: Tree, record: Record) -> Tree:
+    """The tree with what its record says of the responses beside their text."""
+    match record:
+        case Preference():
+            return replace(tree, margin=record.margin)
+        case Feedback():
+            return replace(tree, desirable=(record.desirable,))
+        case _:
+            return tree
 
 
 def _is_held_out(record: Record, data: Data) -> bool:

@@ -21,8 +21,8 @@ from truing.models.heads import RewardModel
 from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
 from truing.models.lora import add_lora, has_lora, merge
 from truing.models.policy import Policy, probe
-from truing.models.reference import with_reference
-from truing.objectives import Objective, averaged
+from truing.models.reference import tree_key, with_reference
+from truing.objectives import AnyObjective, UnpairedFeedback, averaged, prepared
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
 from truing.recipes.preflight import preflight, refuse
@@ -47,12 +47,16 @@ class Plan:
 
     method: str
     kinds: tuple[type[Record], ...]
-    objective: Objective
+    objective: AnyObjective
     optimizer: Optimizer
     model: Callable[[Policy], nn.Module]
     outcomes: Callable[[nn.Module, Sequence[Tree], Tick], list[float]] | None
     """For each held-out tree 1 where the model orders its responses rightly, 0 where not, between for ties and rankings."""
     needs_reference: bool = False
+    compared: Callable[[Sequence[Tree]], list[Tree]] = list
+    """The trees on which outcomes are measured, made of the held-out ones: those whose responses can be ordered."""
+    notes: Callable[[Sequence[Tree]], list[str]] = lambda trees: []
+    """What the user should know of the training data before training on it."""
 
 
 def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
@@ -80,7 +84,8 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     with _opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
-        for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
+        plain = [f"runs in the plain layout: {reason}"] if reason else []
+        for line in [*found.lines(), *plan.notes(found.train.trees), *plain]:
             run.message(line)
         for concern in concerns:
             run.message(str(concern), "warning")
@@ -88,8 +93,8 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         def bar(what: str) -> Tick:
             return counted(sinks, f"{folder.name}: {what}")
 
-        held_out = found.held_out.trees
-        before = _before(run, plan, model, held_out, bar("held out, before"), world) if shared.measure_before else None
+        held_out, objective, compared = found.held_out.trees, plan.objective, plan.compared(found.held_out.trees)
+        before = _before(run, plan, model, compared, bar("held out, before"), world) if shared.measure_before else None
         if plan.needs_reference:
             store = folder / "reference"
             groups = list(source.first_epoch())
@@ -97,15 +102,22 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
             source.trees = tuple(reference)
             if shared.evaluate_every:
                 held_out = with_reference(policy, held_out, pack(held_out, shared.micro_tokens), store=store, world=world)
+            if isinstance(objective, UnpairedFeedback):
+                groups = _mismatched_groups(objective, source, run.max_steps, held_out, shared.micro_tokens)
+                trees = [tree for group in groups for tree in group]
+                bar_of_mismatches = bar("reference of mismatched responses")
+                found_trees = with_reference(policy, trees, groups, store=store, progress=bar_of_mismatches, world=world)
+                objective = objective.knowing(found_trees)
         learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
 
         def evaluate() -> dict[str, float]:
-            return averages(model, plan.objective, held_out, shared.micro_tokens, world)
+            return averages(model, objective, held_out, shared.micro_tokens, world)
 
         seed_random_states(shared.seed)
-        train(run, learner, plan.objective, source, evaluate=evaluate if held_out else None)
+        train(run, learner, objective, source, evaluate=evaluate if held_out else None)
         # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
-        result = _result(run, plan, model, before, found, bar("held out, after"), world)
+        after = _outcomes(plan, model, compared, bar("held out, after"), world)
+        result = _result(run, plan, found, before, after)
         if world.rank == 0:
             _save(folder, model, found, chat, start)
         run.write(RESULT, result)
@@ -191,10 +203,29 @@ def model_folder(name: str) -> Path | str:
 
 
 @torch.no_grad()
-def averages(model: nn.Module, objective: Objective, trees: Sequence[Tree], budget: int, world: World) -> dict[str, float]:
+def averages(model: nn.Module, objective: AnyObjective, trees: Sequence[Tree], budget: int, world: World) -> dict[str, float]:
     """The objective's metrics over a set of trees, of which each rank takes its share."""
-    groups = pack(trees, budget)[world.rank :: world.size]
-    return averaged(world.gather([objective(model, TreeBatch.of(group, device())).metrics for group in groups]))
+    batches = [TreeBatch.of(group, device()) for group in pack(trees, budget)[world.rank :: world.size]]
+    found = zip(batches, prepared(objective, model, batches, world), strict=True)
+    return averaged(world.gather([objective(model, batch, *statistic).metrics for batch, statistic in found]))
+
+
+def _mismatched_groups(
+    objective: UnpairedFeedback, source: TreeSource, steps: int, held_out: Sequence[Tree], budget: int
+) -> list[list[Tree]]:
+    """What of mismatched prompts and responses the objective will ask the reference for, as it will be computed, each pair once."""
+    batches = [[source.micro_batches(step, rank) for rank in range(source.ranks)] for step in range(steps)]
+    parts = [[group for of_rank in batch for group in of_rank] for batch in batches] + [pack(held_out, budget)]
+    found: list[list[Tree]] = []
+    known: set[bytes] = set()
+    for part in parts:
+        pairs = objective.mismatched([tree for group in part for tree in group])
+        for group in part:
+            wanted = [pairs[tree.key] for tree in group if tree.key in pairs]
+            if any(tree_key(tree) not in known for tree in wanted):
+                found.append(wanted)
+                known.update(map(tree_key, wanted))
+    return found
 
 
 def _before(run: Run, plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: Tick, world: World) -> list[float] | None:
@@ -243,13 +274,10 @@ def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:
     return total / len(trees)
 
 
-def _result(
-    run: Run, plan: Plan, model: nn.Module, before: list[float] | None, found: Examples, progress: Tick, world: World
-) -> dict[str, Any]:
+def _result(run: Run, plan: Plan, found: Examples, before: list[float] | None, after: list[float] | None) -> dict[str, Any]:
     """What `result.json` says: how much was trained on, and held-out accuracy before and after."""
-    held_out = found.held_out.trees
-    result: dict[str, Any] = {"method": plan.method, "train": len(found.train.trees), "held_out": len(held_out)}
-    after = _outcomes(plan, model, held_out, progress, world)
+    trained, held_out = len(found.train.trees), len(found.held_out.trees)
+    result: dict[str, Any] = {"method": plan.method, "train": trained, "held_out": held_out}
     if after is not None:
         run.write(AFTER, {"outcomes": after})
         result["accuracy_after"] = shown(win_rate(after))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from truing.data.tree import TreeBatch
 from truing.memory import give_back
-from truing.objectives import Mean, Objective, averaged
+from truing.objectives import AnyObjective, Mean, averaged, prepared
 from truing.parallel.world import World
 from truing.train.optim import AdamW, Optimizer
 
@@ -38,7 +38,7 @@ class Learner:
         self.skipped_in_a_row = 0
         model.eval()  # no dropout: policy and reference must be the same function
 
-    def update(self, objective: Objective, batches: Sequence[TreeBatch]) -> dict[str, float]:
+    def update(self, objective: AnyObjective, batches: Sequence[TreeBatch]) -> dict[str, float]:
         """One optimizer step over the micro-batches; a step that is not finite is counted and not applied.
 
         Raises NonFiniteError, naming place and records, at the third such step in a row.
@@ -46,8 +46,8 @@ class Learner:
         (units,) = self.world.sum([float(sum(objective.units(batch) for batch in batches))])
         metrics: list[dict[str, Mean]] = []
         problems: list[str] = []
-        for batch in batches:
-            output = objective(self.model, batch)
+        for batch, statistic in zip(batches, prepared(objective, self.model, batches, self.world), strict=True):
+            output = objective(self.model, batch, *statistic)
             if not torch.isfinite(output.total):
                 problems.append(f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}")
             (output.total / units).backward()

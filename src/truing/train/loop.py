@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from truing.data.tree import TreeBatch
-from truing.objectives import Objective
+from truing.objectives import AnyObjective
 from truing.runs.run import Part, Run
 from truing.train.learner import Learner, NonFiniteError
 
@@ -18,7 +18,7 @@ BAD_BATCH = "bad_batch.json"
 Evaluate = Callable[[], Mapping[str, float]]
 
 
-def train(run: Run, learner: Learner, objective: Objective, source: Source, *, evaluate: Evaluate | None = None) -> None:
+def train(run: Run, learner: Learner, objective: AnyObjective, source: Source, *, evaluate: Evaluate | None = None) -> None:
     """Train until the run's last step, from wherever an earlier process left it."""
     parts: dict[str, Part] = {"learner": learner, "source": source}
     run.restore(parts)

@@ -1,0 +1,126 @@
+"""What feedback losses hold log-ratios against: statistics of the whole optimizer batch, over all its micro-batches and ranks.
+
+Each is computed without gradient before the first micro-batch is trained on, so that no number depends on how the batch is split.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from truing.data.mismatch import mismatched
+from truing.data.tree import TreeBatch
+from truing.memory import give_back
+from truing.models.policy import Policy
+from truing.models.reference import tree_key
+from truing.parallel.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counterparts:
+    """What each response of one micro-batch is held against; none where the whole batch has one class only."""
+
+    response: Int[Tensor, " entry"]
+    """Number of the response in its micro-batch."""
+    baseline: Float[Tensor, " entry"]
+    """The log-ratio that it is held against."""
+    weight: Float[Tensor, " entry"]
+    """Share of the counterpart, times the batch's responses over those of the response's class: both classes count alike."""
+
+
+@torch.no_grad()
+def mismatched_kl(
+    policy: Policy, batches: Sequence[TreeBatch], world: World, *, reference: Mapping[bytes, float], max_tokens: int
+) -> float:
+    """KTO's z_0: the mean log-ratio of mismatched prompts and responses, at least 0 (arXiv 2402.01306, section 4.1).
+
+    `reference` holds log pi_ref of the mismatched trees, by `tree_key`. 0 where the batch has one prompt only, such as a batch of
+    one: no pair is mismatched there, and 0 is the least that a KL can be.
+    """
+    pairs = mismatched(world.gather([tree for batch in batches for tree in batch.trees]), max_tokens=max_tokens)
+    total, count = 0.0, 0.0
+    for batch in batches:
+        group = [pairs[tree.key] for tree in batch.trees if tree.key in pairs]
+        if group:
+            found = policy.response_log_probs(TreeBatch.of(group, policy.device)).double()
+            total += float(found.sum()) - sum(reference[tree_key(tree)] for tree in group)
+            count += len(group)
+            give_back()
+    total, count = world.sum([total, count])
+    return max(0.0, total / count) if count else 0.0
+
+
+@torch.no_grad()
+def log_ratios(policy: Policy, batches: Sequence[TreeBatch]) -> list[Float[Tensor, " response"]]:
+    """log pi(y|x) - log pi_ref(y|x) of each response, by micro-batch."""
+    found = []
+    for batch in batches:
+        assert batch.reference is not None, "reference log-probabilities are computed before the first step"
+        found.append(policy.response_log_probs(batch) - batch.reference)
+        give_back()
+    return found
+
+
+def labels(batch: TreeBatch) -> Bool[Tensor, " response"]:
+    """Which responses are desirable."""
+    assert batch.desirable is not None, "feedback says of every response whether it is desirable"
+    return batch.desirable
+
+
+def sorted_counterparts(ratios: Sequence[Tensor], batches: Sequence[TreeBatch], world: World) -> list[Counterparts]:
+    """Each response with the log-ratios of the other class that have its quantile (arXiv 2406.05882, section 3).
+
+    With as many desirable as undesirable responses these are the other class's log-ratio of the same rank. Otherwise quantile
+    functions are steps of unequal width, and a response has every counterpart that its step overlaps, by the share of the overlap.
+    """
+    own = [list(_entries(ratio, batch)) for ratio, batch in zip(ratios, batches, strict=True)]
+    every = world.gather([entry for entries in own for entry in entries])
+    ranked = {flag: sorted(entry for entry in every if entry.desirable == flag) for flag in (True, False)}
+    rank = {entry.place: i for side in ranked.values() for i, entry in enumerate(side)}
+    found = []
+    for entries, batch in zip(own, batches, strict=True):
+        response: list[int] = []
+        baseline: list[float] = []
+        weight: list[float] = []
+        for number, entry in enumerate(entries):
+            mine, others = ranked[entry.desirable], ranked[not entry.desirable]
+            for other, share in _overlaps(rank[entry.place], len(mine), len(others)):
+                response.append(number)
+                baseline.append(others[other].log_ratio)
+                weight.append(share * len(every) / len(mine))
+        device = batch.tokens.device
+        found.append(
+            Counterparts(
+                response=torch.tensor(response, dtype=torch.long, device=device),
+                baseline=torch.tensor(baseline, device=device),
+                weight=torch.tensor(weight, device=device),
+            )
+        )
+    return found
+
+
+class _Entry(NamedTuple):
+    """A response of the whole batch; sorted by log-ratio, and by record where these tie."""
+
+    log_ratio: float
+    place: tuple[int, int]
+    """Record and branch."""
+    desirable: bool
+
+
+def _entries(ratio: Tensor, batch: TreeBatch) -> Iterator[_Entry]:
+    values, wanted, number = ratio.tolist(), labels(batch).tolist(), 0
+    for tree in batch.trees:
+        for branch in range(len(tree.branches)):
+            yield _Entry(values[number], (tree.key, branch), wanted[number])
+            number += 1
+
+
+def _overlaps(rank: int, mine: int, others: int) -> Iterator[tuple[int, float]]:
+    """Steps of a quantile function of `others` steps that overlap step `rank` of one of `mine` steps, and by which share of it."""
+    start, end = rank * others, (rank + 1) * others  # in units of 1 / (mine * others)
+    for other in range(start // mine, -(-end // mine)):
+        yield other, (min(end, (other + 1) * mine) - max(start, other * mine)) / others

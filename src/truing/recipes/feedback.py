@@ -1,0 +1,93 @@
+"""Learning from single responses that were approved of or not: KTO and its relatives, by the loss that is named."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from torch import nn
+
+from truing.config import OneOf
+from truing.data.tree import Tree
+from truing.evals.measures import response_log_probs, right_order
+from truing.losses import FEEDBACK_LOSSES, FeedbackLoss
+from truing.losses.kto import KTO
+from truing.models.policy import Policy
+from truing.objectives import UnpairedFeedback
+from truing.recipes.fit import Plan, fit
+from truing.recipes.settings import Optimizer, Shared
+from truing.records import Feedback
+from truing.runs.sinks import Sink, Tick
+
+BALANCED = (1.0, 4 / 3)
+"""Where lambda_D n_D / (lambda_U n_U) should lie (arXiv 2402.01306, eq. 8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Shared):
+    """Settings of `truing train kto` and of every other loss of single responses."""
+
+    loss: Annotated[FeedbackLoss, OneOf(FEEDBACK_LOSSES)] = field(default_factory=KTO)
+    """The loss, by name, with its own hyperparameters: loss=kto loss.undesirable_weight=2."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-6))
+    """The optimizer; for LoRA take ten to a hundred times the rate."""
+
+
+def plan(config: Config) -> Plan:
+    """Feedback, its loss against the reference, and how often a prompt's good response is likelier than its bad one."""
+
+    def outcomes(model: nn.Module, trees: Sequence[Tree], progress: Tick) -> list[float]:
+        assert isinstance(model, Policy)
+        return right_order(response_log_probs(model, trees, budget=2 * config.micro_tokens, progress=progress))
+
+    name = next(name for name, loss in FEEDBACK_LOSSES.items() if isinstance(config.loss, loss))
+    return Plan(
+        method=name,
+        kinds=(Feedback,),
+        objective=UnpairedFeedback(loss=config.loss, max_tokens=config.data.max_tokens),
+        optimizer=config.optimizer,
+        model=lambda policy: policy,
+        outcomes=outcomes,
+        needs_reference=config.loss.needs_reference,
+        compared=comparable,
+        notes=lambda trees: balance(config.loss, trees),
+    )
+
+
+def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    """Train on single responses; returns the run's folder."""
+    return fit(config, plan(config), resolved, sinks)
+
+
+def comparable(trees: Sequence[Tree]) -> list[Tree]:
+    """Each desirable response of a prompt with each undesirable one of the same prompt; the desirable one stands first."""
+    sides: dict[tuple[int, ...], tuple[list[Tree], list[Tree]]] = {}
+    for tree in trees:
+        assert tree.desirable is not None, "feedback says of every response whether it is desirable"
+        sides.setdefault(tree.trunk, ([], []))[not tree.desirable[0]].append(tree)
+    pairs = [(good, bad) for wanted, other in sides.values() for good in wanted for bad in other]
+    return [Tree(trunk=good.trunk, branches=good.branches + bad.branches, key=key) for key, (good, bad) in enumerate(pairs)]
+
+
+def balance(loss: FeedbackLoss, trees: Sequence[Tree]) -> list[str]:
+    """How many responses of each class there are, and what to change where the classes' weights are out of balance."""
+    wanted = sum(sum(tree.desirable or ()) for tree in trees)
+    other = sum(len(tree.branches) for tree in trees) - wanted
+    counts = f"{wanted} responses are desirable, {other} are not"
+    if not wanted or not other:
+        return [f"{counts}: nothing can be learnt from one class alone, as there is nothing that the other one gains or loses"]
+    if not isinstance(loss, KTO):
+        return [counts]
+    share = loss.desirable_weight * wanted / (loss.undesirable_weight * other)
+    low, high = BALANCED
+    if low <= share <= high:
+        return [counts]
+    name, weight = (
+        ("desirable_weight", low * loss.undesirable_weight * other / wanted)
+        if share < low
+        else ("undesirable_weight", loss.desirable_weight * wanted / (high * other))
+    )
+    return [
+        f"{counts}: desirable_weight * {wanted} / (undesirable_weight * {other}) is {share:.3g}, best between 1 and 4/3; "
+        f"set loss.{name}={weight:.3g}"
+    ]
