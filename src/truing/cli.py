@@ -97,6 +97,19 @@ def sample(
     commands.sample(model, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
 
+@app.command("eval")
+def evaluate(
+    settings: Annotated[
+        list[str], typer.Argument(metavar="MODEL-or-NAME=MODEL... tasks=TASKS [KEY=VALUE]...", help="Models, tasks, settings.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Measure models on benchmarks: tasks=quick, tasks=full, or by name."""
+    from truing.recipes import commands
+
+    commands.evaluate(settings, _sinks(as_json), as_json=as_json)
+
+
 @app.command()
 def runs(folder: Annotated[Path, typer.Argument(help="Where runs lie.")] = Path("runs"), as_json: Json = False) -> None:
     """List runs with their state and last figures."""

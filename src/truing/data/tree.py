@@ -125,7 +125,7 @@ class TreeBatch:
     @classmethod
     def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "TreeBatch":
         """Lay the trees end to end behind their root, each as trunk, then branches."""
-        root = _common_beginning([tree.trunk for tree in trees])
+        root = common_beginning([tree.trunk for tree in trees])
         tokens: list[int] = list(trees[0].trunk[:root])
         positions: list[int] = list(range(root))
         source: list[int] = []
@@ -181,7 +181,7 @@ class TreeBatch:
         )
 
 
-def _common_beginning(trunks: Sequence[tuple[int, ...]]) -> int:
+def common_beginning(trunks: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all trunks share; each keeps at least one of its own, from which its branches are predicted."""
     if len(trunks) < 2:
         return 0
@@ -199,19 +199,21 @@ class Comparisons:
     tree: Int[Tensor, " pair"]
 
 
-def pack(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
+def pack(trees: Sequence[Tree], budget: int, *, shared: int = 0) -> list[list[Tree]]:
     """Split trees into groups of at most `budget` tokens each, longest first, so that few groups do and all are alike in length.
 
     First fit decreasing: at most 11/9 of the least possible number of groups. A tree above the budget has a group of its own.
+    The first `shared` tokens of every trunk, which all trees begin with, are computed once a group and count once.
     """
     groups: list[list[Tree]] = []
     room: list[int] = []
     for tree in sorted(trees, key=lambda t: (-t.size, t.key)):
-        fit = next((i for i, left in enumerate(room) if tree.size <= left), None)
+        own = tree.size - shared
+        fit = next((i for i, left in enumerate(room) if own <= left), None)
         if fit is None:
             groups.append([tree])
             room.append(budget - tree.size)
         else:
             groups[fit].append(tree)
-            room[fit] -= tree.size
+            room[fit] -= own
     return groups

@@ -22,11 +22,15 @@ def per_tree(
     budget: int,
     device: torch.device,
     progress: Tick | None = None,
+    shared: int = 0,
 ) -> list[list[float]]:
-    """`measure` gives one number a response; the result has one list a tree, in the order of the trees."""
+    """`measure` gives one number a response; the result has one list a tree, in the order of the trees.
+
+    `shared` tokens, which all trunks begin with, count once a group against the budget (`pack`).
+    """
     found: list[list[float]] = [[] for _ in trees]
     done = 0
-    for group in pack([replace(tree, key=index) for index, tree in enumerate(trees)], budget):
+    for group in pack([replace(tree, key=index) for index, tree in enumerate(trees)], budget, shared=shared):
         batch = TreeBatch.of(group, device)
         for tree, value in zip(batch.tree.tolist(), measure(batch).tolist(), strict=True):
             found[group[tree].key].append(value)

@@ -15,6 +15,7 @@ from truing.models.load import load_tokenizer
 from truing.parallel.world import World
 from truing.recipes import RECIPES, module_of
 from truing.recipes import align as align_recipe
+from truing.recipes import tasks as tasks_recipe
 from truing.recipes.examples import Examples, asked, examples
 from truing.recipes.fit import load_policy, model_folder
 from truing.recipes.preflight import preflight
@@ -63,6 +64,13 @@ def align(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> N
     folder = align_recipe.run(loaded.value, loaded.resolved, sinks)
     name = align_recipe.RESULT if as_json else align_recipe.REPORT
     sys.stdout.write((folder / name).read_text())
+
+
+def evaluate(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:
+    """Tasks on one or more models; the report on standard output."""
+    loaded = load(tasks_recipe.Config, overrides=tasks_recipe.settings_of(settings))
+    folder = tasks_recipe.run(loaded.value, sinks)
+    sys.stdout.write((folder / (tasks_recipe.RESULT if as_json else tasks_recipe.REPORT)).read_text())
 
 
 def recipes(action: str, name: str | None, to: Path | None) -> None:

@@ -53,10 +53,13 @@ def sample(
     seed: int = 0,
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
+    ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Completion]:
     """One completion a prompt, in the order of the prompts; prompts of like length go together, at most `batch_size` at once.
 
     What is drawn for a prompt depends on the seed and its place among the prompts, not on the batch (but for rounding).
+    `ended` says of the tokens so far that no more are wanted; such an answer stops as one does at its limit, with `stop="length"`.
+    In the plain layout it is not asked.
     """
     for number, prompt in enumerate(prompts):
         if not prompt:
@@ -66,8 +69,11 @@ def sample(
     with _generating(policy):
         for rows in _batches(order, prompts, decoding.max_tokens, batch_size):
             asked = {i: prompts[i] for i in rows}
-            answer = _decode if policy.layout == "tree" else _generate
-            for i, tokens in answer(policy, asked, decoding, stop_ids, seed):
+            if policy.layout == "tree":
+                found_now = _decode(policy, asked, decoding, stop_ids, seed, ended)
+            else:
+                found_now = _generate(policy, asked, decoding, stop_ids, seed)
+            for i, tokens in found_now:
                 found[i] = _completion(tokens, stop_ids)
                 if progress:
                     progress(len(found), len(prompts))
@@ -106,7 +112,12 @@ def _generating(policy: Policy) -> Iterator[None]:
 
 
 def _decode(
-    policy: Policy, prompts: dict[int, tuple[int, ...]], decoding: Decoding, stop_ids: frozenset[int], seed: int
+    policy: Policy,
+    prompts: dict[int, tuple[int, ...]],
+    decoding: Decoding,
+    stop_ids: frozenset[int],
+    seed: int,
+    ended: Callable[[Sequence[int]], bool] | None,
 ) -> Iterator[tuple[int, list[int]]]:
     """The tokens of each answer as it ends, under its prompt's number."""
     store = Cache(rows=len(prompts), device=policy.device)
@@ -118,7 +129,7 @@ def _decode(
         going = []
         for row, (i, token) in enumerate(zip(order, _choose(logits, decoding.temperature, seeds), strict=True)):
             said[i].append(token)
-            if token in stop_ids or len(said[i]) == decoding.max_tokens:
+            if token in stop_ids or len(said[i]) == decoding.max_tokens or (ended and ended(said[i])):
                 yield i, said[i]
             else:
                 going.append(row)

@@ -1,0 +1,57 @@
+"""`truing eval MODEL tasks=...` from the command line to the files."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from test_tasks_choice import bbq, bbq_row
+from truing.cli import app
+from truing.recipes.tasks import settings_of
+
+
+def evaluated(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["eval", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def test_two_models_on_a_task_and_again_from_the_cache(tmp_path: Path, tiny_model_folder: Path) -> None:
+    bbq(tmp_path, [bbq_row(i, context=f"Person {i} came.") for i in range(6)])
+    command = [
+        f"base={tiny_model_folder}",
+        f"tuned={tiny_model_folder}",
+        "tasks=bbq",
+        f"data={tmp_path}",
+        f"out={tmp_path / 'out'}",
+    ]
+    first = evaluated(*command, "limit=4")
+    assert "tuned against base, bbq: no difference can be told" in first
+    assert evaluated(*command, "limit=4") == first
+    (kept,) = (tmp_path / "out" / "items").iterdir()  # both names are of the same weights
+    assert json.loads((kept / "evaluation.json").read_bytes())["setting"]["options"]["limit"] == 4
+    figures = json.loads(evaluated(*command, "limit=4", "--json").splitlines()[-1])
+    assert figures["base"]["bbq"]["figures"]["accuracy"]["n"] == 4
+
+
+def test_arguments_become_settings() -> None:
+    assert settings_of(["runs/sft", "tasks=mmlu,bbq", "mmlu.shots=0"]) == [
+        "models.model=runs/sft",
+        "tasks=[mmlu,bbq]",
+        "mmlu.shots=0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tasks=mlu"], "there is no mlu; choose of quick, full"),
+        (["tasks=bbq", "limmit=3"], "there is no setting limmit; did you mean limit?"),
+        (["tasks=bbq", "data=/nowhere"], "/nowhere: none of bbq/bbq.parquet is there; set data=FOLDER"),
+    ],
+)
+def test_mistakes_are_named(tiny_model_folder: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        evaluated(str(tiny_model_folder), f"out={tmp_path}", *arguments)
