@@ -73,14 +73,16 @@ def recipes(
 
 @app.command()
 def check(
-    recipe: Annotated[str, typer.Argument(metavar="METHOD-or-RECIPE.yaml", help="As for train.")],
+    what: Annotated[str, typer.Argument(metavar="DATA-or-METHOD-or-RECIPE.yaml", help="A data file, or what train takes.")],
     settings: Settings = None,
-    examples: Annotated[int, typer.Option(help="How many examples to show as tokens.")] = 2,
+    examples: Annotated[int, typer.Option(help="Of a method: how many examples to show as tokens.")] = 2,
+    everything: Annotated[bool, typer.Option("--all", help="Of data: what is fine in full too.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Read config and data without training: counts, dropped rows, first examples as tokens, the layout of the model."""
-    from truing.recipes import commands
+    """What is wrong with a data file; or what training by a method would read, cut and drop, without training."""
+    from truing.recipes import looking
 
-    commands.check(recipe, settings or [], examples)
+    looking.check(what, settings or [], shown=examples, as_json=as_json, everything=everything, sinks=_sinks(as_json))
 
 
 @app.command()
