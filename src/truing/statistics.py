@@ -102,31 +102,69 @@ def bootstrap(
     what: str = "value",
     n: int | None = None,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    groups: int = JACKKNIFE,
 ) -> Estimate:
     """Any statistic of exchangeable units and its BCa interval (Efron 1987): `statistic` maps counts [draw, unit] to values [draw].
 
     A count says how often a unit is in a draw, so a mean is `counts @ totals / counts @ sizes`, and a fit weighs its rows by them.
+    `groups` is how many parts are left out in turn to see how skewed it is; few for a costly statistic.
     Draws in which the statistic is undefined (NaN) are left out and counted in `method`; undefined on all units is a ValueError.
     """
+    (found,) = bootstrap_each(
+        lambda counts: statistic(counts)[:, None], units, seed=seed, draws=draws, what=what, n=n, bounds=bounds, groups=groups
+    )
+    return found
+
+
+def bootstrap_each(
+    statistics: Callable[[Weights], Float[np.ndarray, "draw figure"]],
+    units: int,
+    *,
+    seed: int,
+    draws: int = 10_000,
+    what: str = "value",
+    n: int | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    groups: int = JACKKNIFE,
+) -> list[Estimate]:
+    """As `bootstrap`, for several figures that are computed together, such as the ratings of many models."""
     if draws < 100:
         raise ValueError(f"{draws} draws are too few for an interval; take 10000")
-    value = float(statistic(np.ones((1, units)))[0])
-    if not math.isfinite(value):
+    values = statistics(np.ones((1, units)))[0]
+    if not np.isfinite(values).all():
         raise ValueError(f"undefined on these {units} {what}s: they do not vary")
+    name, count = f"{units} {what}{'s' if units > 1 else ''}", units if n is None else n
+    if units == 1:
+        return [_no_interval(float(value), name, count) for value in values]
     generator = np.random.Generator(np.random.PCG64(seed))
     step = max(1, _AT_ONCE // units)
-    drawn = np.concatenate([statistic(_counts(generator, min(step, draws - start), units)) for start in range(0, draws, step)])
-    undefined = int((~np.isfinite(drawn)).sum())
-    name = f"{units} {what}{'s' if units > 1 else ''}"
+    sizes = [min(step, draws - start) for start in range(0, draws, step)]
+    drawn = np.concatenate([statistics(_counts(generator, size, units)) for size in sizes])
+    without = np.concatenate([statistics(rows) for rows in _left_out(units, groups)])
+    return [_interval(float(v), drawn[:, i], without[:, i], name, count, bounds) for i, v in enumerate(values)]
+
+
+def _interval(
+    value: float,
+    drawn: Float[np.ndarray, " draw"],
+    without: Float[np.ndarray, " left"],
+    units: str,
+    n: int,
+    bounds: tuple[float, float],
+) -> Estimate:
     kept = drawn[np.isfinite(drawn)]
-    if units == 1 or undefined > draws / 2 or np.ptp(kept) <= 1e-12 * max(1.0, abs(value)):
-        why = f"no interval: {name}, and no variation to resample"
-        return Estimate(value=value, low=value, high=value, n=n or units, method=why)
-    without = np.concatenate([statistic(rows) for rows in _left_out(units)])
+    undefined = len(drawn) - len(kept)
+    if undefined > len(drawn) / 2 or np.ptp(kept) <= 1e-12 * max(1.0, abs(value)):
+        return _no_interval(value, units, n)
     low, high = _bca(value, kept, without[np.isfinite(without)])
-    method = f"BCa bootstrap over {name}, {draws} draws, 95%" + (f", {undefined} undefined draws left out" if undefined else "")
+    method = f"BCa bootstrap over {units}, {len(drawn)} draws, 95%"
+    method += f", {undefined} undefined draws left out" if undefined else ""
     low, high = max(min(low, value), bounds[0]), min(max(high, value), bounds[1])
-    return Estimate(value=value, low=low, high=high, n=n or units, method=method)
+    return Estimate(value=value, low=low, high=high, n=n, method=method)
+
+
+def _no_interval(value: float, units: str, n: int) -> Estimate:
+    return Estimate(value=value, low=value, high=value, n=n, method=f"no interval: {units}, and no variation to resample")
 
 
 def _counts(generator: np.random.Generator, draws: int, units: int) -> Weights:
@@ -136,9 +174,9 @@ def _counts(generator: np.random.Generator, draws: int, units: int) -> Weights:
     return np.bincount(picked.ravel(), minlength=draws * units).reshape(draws, units).astype(np.float64)
 
 
-def _left_out(units: int) -> Iterator[Weights]:
+def _left_out(units: int, most: int) -> Iterator[Weights]:
     """Each unit left out once, a block at a time; of many units, groups of neighbours, which say the same of skewness."""
-    groups = np.array_split(np.arange(units), min(units, JACKKNIFE))
+    groups = np.array_split(np.arange(units), min(units, most))
     step = max(1, _AT_ONCE // units)
     for start in range(0, len(groups), step):
         block = groups[start : start + step]
@@ -174,9 +212,7 @@ def _bootstrap(values: Values, clusters: Sequence[Hashable] | None, seed: int, d
     totals, sizes = clustered(values, clusters)
     what = "value" if clusters is None else "cluster"
     if np.ptp(values) == 0:
-        value, name = float(values[0]), f"{len(totals)} {what}{'s' if len(totals) > 1 else ''}"
-        why = f"no interval: {name}, and no variation to resample"
-        return Estimate(value=value, low=value, high=value, n=len(values), method=why)
+        return _no_interval(float(values[0]), f"{len(totals)} {what}{'s' if len(totals) > 1 else ''}", len(values))
     found = bootstrap(
         lambda counts: (counts @ totals) / (counts @ sizes), len(totals), seed=seed, draws=draws, what=what, n=len(values)
     )
