@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check soak clean
+.PHONY: demo test check soak bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/truing align
@@ -19,6 +19,9 @@ check: $(VENV)/tested
 
 soak: $(VENV)/tested
 	$(BIN)/pytest -m soak
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks
 
 $(VENV)/installed: pyproject.toml tools/install.py
 	$(PYTHON) -m venv $(VENV)

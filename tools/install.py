@@ -1,6 +1,6 @@
 """Install the package into the environment that runs this file, without gigabytes of CUDA libraries on a machine that has no GPU.
 
-    python tools/install.py [--tests]
+    python tools/install.py [--tests | --torch-only]
 
 The package index's own Linux build of torch asks for CUDA packages. So on Linux without an NVIDIA driver the CPU build is
 installed: by pip where its indexes offer that build, else by uv, which knows where to find it.
@@ -44,7 +44,8 @@ def main() -> None:
             "cpu",
             f"torch=={TORCH}",
         )
-    run(*PIP, "install", "-q", "-e", ".[test]" if "--tests" in sys.argv[1:] else ".")
+    if "--torch-only" not in sys.argv[1:]:
+        run(*PIP, "install", "-q", "-e", ".[test]" if "--tests" in sys.argv[1:] else ".")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""Measures Truing, and a peer in turn where one does the same work.
+
+    python -m benchmarks [NAME ...] [--pairs 3] [--quick] [--device cpu]
+
+Without a name all rows run, then the growth of cost. Prints a Markdown table; writes JSON and plots to benchmarks/results/.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import peers
+from benchmarks.measure import Conditions, measure, say, show
+from benchmarks.rows import ROWS, Row
+
+HERE = Path(__file__).parent
+
+
+def lacking(row: Row) -> list[str]:
+    """What this version of Truing would have to have for the row: the method, or a setting of it."""
+    listing = subprocess.run(
+        [sys.executable, "-m", "truing.cli", "recipes", "show", row.method], capture_output=True, text=True, check=False
+    )
+    if listing.returncode:
+        return [f"truing train {row.method}"]
+    known = {line.split("  ")[0] for line in listing.stdout.splitlines()}
+    return [setting for setting in row.needs if setting not in known]
+
+
+def plot(results: Path) -> None:
+    """Draw what lies in the results' folder, in an environment that has matplotlib."""
+    subprocess.run([peers.python("plots"), str(HERE / "plots.py"), str(results)], check=True, env=dict(peers.environment()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--pairs", type=int, default=3, help="how often both sides run, in turn")
+    parser.add_argument("--quick", action="store_true", help="a tiny random model, four rows, one pair: to see that all runs")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in ROWS]
+    if unknown:
+        parser.error(f"{unknown[0]}: choose of {', '.join(ROWS)}")
+    conditions = Conditions(
+        pairs=1 if args.quick else args.pairs,
+        quick=args.quick,
+        device=args.device,
+        data=args.data,
+        results=Path("runs/benchmarks/quick") if args.quick else HERE / "results" / args.device,
+        scratch=Path("runs/benchmarks/scratch"),
+    )
+    results = []
+    for name in args.names or ROWS:
+        missing = lacking(ROWS[name])
+        if missing:
+            say(f"{name}: left out, since this version lacks {', '.join(missing)}")
+            continue
+        results.append(measure(name, ROWS[name], conditions))
+    if results:
+        sys.stdout.write(show(results) + "\n")
+        plot(conditions.results)
+
+
+if __name__ == "__main__":
+    main()

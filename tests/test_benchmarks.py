@@ -1,0 +1,137 @@
+"""The arithmetic of the benchmarks, worked by hand. Nothing here is timed and no peer runs."""
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.floor import Tokens, Weights, forward, measured_rate, operations, share
+from benchmarks.prepare import DATA, as_read, as_trained, with_answers
+from benchmarks.ratios import HEADER, Spread, adapters, figures, line, second_epoch, work
+from benchmarks.rows import ROWS
+from truing.data.formats import recognise
+from truing.losses import PAIR_LOSSES
+from truing.records import Demonstration, Feedback, Message, Preference, Ranking
+
+PREPARED = {
+    "tree_tokens": 100,
+    "scored_tokens": 30,
+    "response_tokens": 40,
+    "body": 1000,
+    "head": 500,
+    "shapes": [[8, 4, 2], [16, 8, 1]],
+}
+ASKED = (Message(role="user", content="Is the kettle on?"),)
+
+
+def side(seconds: float, peak_gb: float, tokens: int, **more: Any) -> dict[str, Any]:
+    report = {"seconds": seconds, "peak_gb_trained": peak_gb, "tokens": {"trained": tokens, "read": 0}, **more}
+    return {"seconds": seconds + 1, "peak_gb": peak_gb, "report": report}
+
+
+def test_reading_a_token_costs_two_operations_a_weight_and_scoring_it_two_of_the_head() -> None:
+    assert forward(Weights(body=1000, head=500), tokens=100, scored=30) == 2 * 1000 * 100 + 2 * 500 * 30 == 230_000
+
+
+def test_training_costs_three_times_reading_and_adapters_two_and_their_own_six() -> None:
+    tokens = Tokens(trained=100, trained_scored=30)
+    assert operations(Weights(body=1000, head=500), tokens) == 690_000
+    assert operations(Weights(body=1000, head=500, adapters=10), tokens) == 2 * 230_000 + 6 * 10 * 100 == 466_000
+
+
+def test_dpo_reads_every_token_once_more_for_the_reference_and_only_in_the_first_epoch() -> None:
+    weights = Weights(body=1000, head=500)
+    assert operations(weights, work(ROWS["dpo-hh"], PREPARED)) == 230_000 + 690_000
+    assert operations(weights, work(ROWS["dpo-second-epoch"], PREPARED)) == 230_000 + 2 * 690_000
+    assert operations(weights, work(ROWS["simpo-hh"], PREPARED)) == 690_000
+
+
+def test_a_reward_model_has_no_head_over_the_vocabulary() -> None:
+    assert work(ROWS["reward-hh"], PREPARED) == Tokens(trained=100, trained_scored=0)
+
+
+def test_kto_reads_matched_and_mismatched_answers_by_the_reference_and_the_mismatched_by_the_policy() -> None:
+    assert work(ROWS["kto-hh"], PREPARED) == Tokens(trained=100, trained_scored=30, read=100 + 40 + 40, read_scored=3 * 30)
+
+
+def test_an_adapter_of_rank_r_has_r_times_rows_plus_columns_of_each_matrix_but_the_heads() -> None:
+    assert adapters(ROWS["dpo-lora"], PREPARED["shapes"]) == 16 * (8 + 4) * 2
+    assert adapters(ROWS["dpo-hh"], PREPARED["shapes"]) is None
+
+
+def test_share_of_the_floor_is_one_at_the_machines_rate() -> None:
+    assert share(1_000, 500.0, 2.0) == 1.0
+    assert share(1_000, 500.0, 4.0) == 0.5
+
+
+def test_the_measured_rate_is_positive() -> None:
+    spec = {"shapes": [[16, 8, 2, 4]], "dtype": "fp32", "device": "cpu"}
+    assert 0 < measured_rate(spec) < float("inf")
+
+
+def test_second_epoch_is_held_against_the_first_with_its_reference_pass() -> None:
+    assert second_epoch({"step_seconds": [3.0, 5.0, 7.0, 9.0]}) == pytest.approx(4 / 5)
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    """4, 3 and 2 times as fast in the three pairs; the ratio of medians, 20 / 5 = 4, is another number."""
+    pairs = [
+        {"ours": side(5.0, 2.0, 600), "theirs": side(20.0, 8.0, 900)},
+        {"ours": side(10.0, 2.2, 600), "theirs": side(30.0, 8.0, 900)},
+        {"ours": side(4.0, 2.4, 600), "theirs": side(8.0, 9.0, 900)},
+    ]
+    found = figures(ROWS["dpo-hh"], PREPARED, [920_000.0, 920_000.0, 920_000.0], pairs)
+    assert found["speed_ratio"] == {"median": 3.0, "min": 2.0, "max": 4.0}
+    assert found["per_second"] == {"median": 4.0, "min": 2.0, "max": 5.0}
+    assert found["peer"]["per_second"]["median"] == 1.0
+    assert found["memory_ratio"] == pytest.approx(2.2 / 8.0)
+    assert (found["tokens"], found["peer"]["tokens"]) == (600, 900)
+    assert found["share_of_floor"] == pytest.approx({"median": 1 / 5, "min": 1 / 10, "max": 1 / 4})
+    shown = line("dpo-hh", json.loads(json.dumps(found)), "5x")
+    assert shown.startswith(
+        "| dpo-hh | 4.00 pairs | 1.00 | 3.00 [2.00, 4.00] | 2.20 | 8.00 | 0.28 | 600 | 900 | 0.20 [0.10, 0.25] |"
+    )
+    assert shown.count("|") == HEADER.splitlines()[0].count("|")
+
+
+def test_a_row_without_a_peer_says_what_it_is_about() -> None:
+    pairs = [{"ours": side(9.0, 2.0, 600, step_seconds=[3.0, 5.0, 7.0, 9.0])}]
+    found = figures(ROWS["dpo-second-epoch"], PREPARED, [1.0], pairs)
+    assert "peer" not in found
+    assert "second epoch 0.80 [0.80, 0.80] of the first's time" in line("dpo-second-epoch", found, "0.8x")
+
+
+def test_spread_of_an_even_number_is_the_mean_of_the_middle_two() -> None:
+    assert str(Spread.of([1.0, 2.0, 4.0, 9.0])) == "3.00 [1.00, 9.00]"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_has_its_data_and_says_what_is_to_be_reached(name: str) -> None:
+    row = ROWS[name]
+    assert row.data in DATA
+    assert row.target
+    assert row.trainer is None or row.notes
+    assert (row.passes == "reference") == (row.method in PAIR_LOSSES and PAIR_LOSSES[row.method].needs_reference)
+
+
+def test_both_sides_get_the_same_rows() -> None:
+    pair = Preference(prompt=ASKED, chosen="Yes.", rejected="Look.")
+    assert as_read(pair) == as_trained(pair)[0]
+    ranking = Ranking(prompt=ASKED, responses=("good", "fair", "poor"))
+    expanded = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in as_trained(ranking)]  # type: ignore[index]
+    assert expanded == [("good", "fair"), ("good", "poor"), ("fair", "poor")]
+    shown = Demonstration(messages=(*ASKED, Message(role="assistant", content="Yes.")))
+    for record, name in (
+        (pair, "preference"),
+        (ranking, "ranking"),
+        (shown, "messages"),
+        (Feedback(prompt=ASKED, response="Yes.", desirable=True), "feedback"),
+    ):
+        assert recognise(as_read(record)).name == name
+
+
+def test_rankings_of_k_answers_are_made_of_the_next_pairs() -> None:
+    pairs = [Preference(prompt=ASKED, chosen=f"good {i}", rejected="poor") for i in range(3)]
+    first, *_ = with_answers(pairs, 2)
+    assert isinstance(first, Ranking)
+    assert first.responses == ("good 0", "good 1")
