@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from trees import branch, gradients, random_trees, relative_gap, tiny_policy
-from truing.baselines import log_ratios, mismatched_kl, sorted_counterparts
+from truing.baselines import RunningMeans, class_means, log_ratios, mismatched_kl, sorted_counterparts
 from truing.data.mismatch import mismatched
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch
 from truing.losses import FEEDBACK_LOSSES, FeedbackLogps, FeedbackLoss
 from truing.losses.aot_unpaired import UnpairedAOT
+from truing.losses.bco import BCO
 from truing.losses.kto import KTO
 from truing.models.policy import Policy
 from truing.models.reference import tree_key, with_reference
 from truing.objectives import UnpairedFeedback
 from truing.parallel.world import World
-from truing.recipes.feedback import balance, comparable
+from truing.recipes.feedback import comparable
 from truing.runs.read import read_rows
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
@@ -78,6 +79,12 @@ def test_kto_is_lambda_minus_the_value_of_equation_7() -> None:
     values = [0.8 / (1 + math.exp(-0.2 * (ratio[0] - 0.7))), *(1.3 / (1 + math.exp(-0.2 * (0.7 - r))) for r in ratio[1:])]
     expected = [0.8 - values[0], 1.3 - values[1], 1.3 - values[2]]
     assert KTO(beta=0.2, desirable_weight=0.8, undesirable_weight=1.3)(logps).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_bco_by_hand() -> None:
+    """beta 0.5, delta 0.5 (a log-ratio of 1): rewards 1.5 and -0.5 lie 1 above and 1 below: log(1 + exp(-1)), or log(1 + e)."""
+    losses = BCO(beta=0.5)(feedback([3.0, -1.0, -1.0, 3.0], [True, False, True, False], baseline=1.0))
+    assert losses.tolist() == pytest.approx([0.3132617, 0.3132617, 1.3132617, 1.3132617], abs=1e-7)
 
 
 def test_unpaired_aot_by_hand() -> None:
@@ -194,12 +201,12 @@ def test_trap_13_the_baseline_is_the_mean_log_ratio_of_mismatches_at_least_0() -
         here = policy.response_log_probs(TreeBatch.of(pairs))
         there = tiny_policy(seed=2).response_log_probs(TreeBatch.of(pairs))
     mean = float((here - there).mean())
-    (found, *_) = objective.prepare(policy, [TreeBatch.of(trees)], World())
+    ((found,),) = objective.prepare(policy, [TreeBatch.of(trees)], World()).of_batches
     assert found == pytest.approx(max(0.0, mean), abs=1e-5)
     turned = objective.knowing(
         replace(tree, reference=(2 * float(mine) - float(theirs),)) for tree, mine, theirs in zip(pairs, here, there, strict=True)
     )
-    (opposite, *_) = turned.prepare(policy, [TreeBatch.of(trees)], World())
+    ((opposite,),) = turned.prepare(policy, [TreeBatch.of(trees)], World()).of_batches
     assert {found, opposite} >= {0.0}, "of a mean and its opposite one is clamped"
     assert found + opposite == pytest.approx(abs(mean), abs=1e-5)
 
@@ -209,6 +216,45 @@ def test_the_mismatches_of_a_policy_with_itself_have_a_baseline_of_0() -> None:
     pairs = list(mismatched(trees, max_tokens=LONGEST).values())
     known = {tree_key(tree): (tree.reference or ())[0] for tree in with_reference(policy, pairs, [pairs])}
     assert mismatched_kl(policy, [TreeBatch.of(trees)], World(), reference=known, max_tokens=LONGEST) == 0.0
+
+
+# -- the reward shift
+
+
+def judged_batch(labels: list[bool]) -> TreeBatch:
+    branches = [Tree(trunk=(5,), branches=(branch([7]),), key=i, desirable=(label,)) for i, label in enumerate(labels)]
+    return TreeBatch.of(branches)
+
+
+def test_means_of_both_classes_are_of_the_whole_batch() -> None:
+    """Desirable 1, 2, 6, however they are split, and undesirable -4: means 3 and -4."""
+    ratios = [torch.tensor([1.0, -4.0]), torch.tensor([2.0, 6.0])]
+    batches = [judged_batch([True, False]), judged_batch([True, True])]
+    assert class_means(ratios, batches, World()) == (3.0, -4.0)
+    assert class_means(ratios[1:], batches[1:], World()) == (4.0, None)
+    assert class_means([], [], World()) == (None, None)
+
+
+def test_running_means_by_hand_and_a_class_that_a_step_lacks_keeps_its_own() -> None:
+    """Decay 0.5: 0 -> 2 -> 1 + 3 = 4; asking changes nothing."""
+    means = RunningMeans()
+    assert means.after((4.0, -2.0), 0.5) == (2.0, -1.0)
+    assert means.after((4.0, -2.0), 0.5) == (2.0, -1.0)
+    means.take((2.0, -1.0))
+    assert means.after((6.0, None), 0.5) == (4.0, -1.0)
+
+
+def test_bco_remembers_only_steps_that_were_taken(monkeypatch) -> None:
+    policy, objective, trees = method(BCO(shift_decay=0.5))
+    learner, batch = Learner(policy, SETTINGS, total_steps=10), TreeBatch.of(trees)
+    expected = class_means(log_ratios(policy, [batch]), [batch], World())
+    first = learner.update(objective, [batch])
+    assert objective.means.state_dict() == {"desirable": expected[0] / 2, "undesirable": expected[1] / 2}
+    assert first["baseline"] == pytest.approx((expected[0] + expected[1]) / 4, rel=1e-6)
+    spoilt = {"desirable": objective.means.desirable, "undesirable": objective.means.undesirable}
+    monkeypatch.setattr(learner.optimizer, "grad_norm", lambda: math.nan)
+    assert learner.update(objective, [batch])["skipped"] == 1
+    assert objective.means.state_dict() == spoilt
 
 
 # -- sorted counterparts
@@ -255,7 +301,7 @@ def test_the_gradient_of_sorted_counterparts_is_that_of_the_whole_sorted_loss() 
     loss.backward()
     expected = gradients(policy)
     policy.zero_grad()
-    (statistic,) = objective.prepare(policy, [batch], World())
+    ((statistic,),) = objective.prepare(policy, [batch], World()).of_batches
     output = objective(policy, batch, statistic)
     (output.total / objective.units(batch)).backward()
     assert output.total.item() / 12 == pytest.approx(loss.item(), abs=1e-6)
@@ -265,7 +311,7 @@ def test_the_gradient_of_sorted_counterparts_is_that_of_the_whole_sorted_loss() 
 # -- the whole batch, however it is split
 
 
-@pytest.mark.parametrize("loss", [KTO(desirable_weight=0.7), UnpairedAOT()])
+@pytest.mark.parametrize("loss", [KTO(desirable_weight=0.7), BCO(shift_decay=0.5), UnpairedAOT()])
 def test_trap_08_feedback_gives_the_same_numbers_however_the_batch_is_split(loss: FeedbackLoss, monkeypatch) -> None:
     found = []
     for size in (8, 4, 2, 1):
@@ -309,23 +355,6 @@ def test_good_and_bad_responses_of_one_prompt_are_compared() -> None:
         (trees[2].trunk, (trees[2].branches[0], trees[3].branches[0])),
     ]
     assert [pair.key for pair in pairs] == [0, 1]
-
-
-def labelled(wanted: int, other: int) -> list[Tree]:
-    return [Tree(trunk=(5,), branches=(branch([7]),), desirable=(i < wanted,)) for i in range(wanted + other)]
-
-
-def test_classes_out_of_balance_are_named_with_the_weight_that_mends_it() -> None:
-    """lambda_D n_D / (lambda_U n_U) between 1 and 4/3, arXiv 2402.01306."""
-    assert balance(KTO(), labelled(4, 3)) == ["4 responses are desirable, 3 are not"]
-    (line,) = balance(KTO(), labelled(1, 2))
-    assert line.endswith("is 0.5, best between 1 and 4/3; set loss.desirable_weight=2")
-    (line,) = balance(KTO(), labelled(8, 3))
-    assert line.endswith("is 2.67, best between 1 and 4/3; set loss.undesirable_weight=2")
-    assert balance(KTO(desirable_weight=2.0), labelled(1, 2)) == ["1 responses are desirable, 2 are not"]
-    assert balance(UnpairedAOT(), labelled(1, 9)) == ["1 responses are desirable, 9 are not"]
-    (line,) = balance(KTO(), labelled(3, 0))
-    assert "nothing can be learnt from one class alone" in line
 
 
 def test_log_ratios_are_those_of_the_training_pass() -> None:
@@ -374,8 +403,7 @@ def test_pairs_are_learnt_from_as_feedback_and_measured_as_pairs(
     zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     settings = ("data.held_out_share=0.2", "batch_size=8", "epochs=3")
-    rows, said = trained(zygote, "kto", pairs_file, tiny_model_folder, tmp_path / "run", *settings)
-    assert "16 responses are desirable, 16 are not" in said
+    rows, _ = trained(zygote, "kto", pairs_file, tiny_model_folder, tmp_path / "run", *settings)
     assert {row["share_desirable"] for row in rows if "share_desirable" in row} - {0.5}, "shuffled one by one, not pair by pair"
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["train"], result["held_out"]) == (32, 16)

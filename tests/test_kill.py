@@ -19,7 +19,7 @@ from zygote import Zygote
 
 METHODS = ("sft", "reward_model", "dpo")
 ADAPTERS = {"full": ("dtype=bf16",), "lora": ("dtype=fp32", "lora.rank=4", "optimizer.lr=1e-3")}
-VARIANTS = [*((method, weights) for method in METHODS for weights in ADAPTERS), ("kto", "full")]
+VARIANTS = [*((method, weights) for method in METHODS for weights in ADAPTERS), ("kto", "full"), ("tr-dpo", "full")]
 STEPS = 12
 
 
@@ -46,6 +46,7 @@ def undisturbed(zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_p
                 *("train", method, f"data.path={pairs_file}", f"model={tiny_model_folder}", "data.held_out_share=0.2"),
                 *(f"max_steps={STEPS}", "epochs=2", "batch_size=2", "micro_tokens=64", "save_every=3", "evaluate_every=4"),
                 *ADAPTERS[weights],
+                *(("trust_region.every=2",) if method == "tr-dpo" else ()),
             ]
             folder = tmp_path_factory.mktemp("undisturbed") / "run"
             log = folder.parent / "log"
@@ -103,7 +104,8 @@ def test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes(
     whole = undisturbed(method, weights)
     last = f"checkpoints/step-{STEPS:06}/learner.safetensors"
     assert {"metrics.jsonl", last, "model/model.safetensors", "result.json"} <= files(whole.folder).keys()
-    assert len(kills(zygote, whole, tmp_path, least=5, seed=f"{method} {weights}")) >= 5
+    least = 5 if method in METHODS else 2  # the others run the same parts, and their own few
+    assert len(kills(zygote, whole, tmp_path, least=least, seed=f"{method} {weights}")) >= least
 
 
 @pytest.mark.soak

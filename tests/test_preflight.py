@@ -18,10 +18,13 @@ def chat(tiny_tokenizer) -> ChatTokenizer:
     return ChatTokenizer.of(tiny_tokenizer)
 
 
-def concerns(method: str, chat: ChatTokenizer, *settings: str, examples: int = 1000) -> dict[str, str]:
-    base = {"loss": method} if METHODS[method] == "preference" else None
+def concerns(
+    method: str, chat: ChatTokenizer, *settings: str, examples: int = 1000, desirable: int | None = None
+) -> dict[str, str]:
+    base = {"loss": method} if METHODS[method] in ("preference", "feedback") else None
     loaded = load(module_of(METHODS[method]).Config, base=base, overrides=["data.path=x", *settings])
-    return {concern.name: str(concern) for concern in preflight(method, loaded.resolved, chat, examples)}
+    found = preflight(method, loaded.resolved, chat, examples, desirable=desirable)
+    return {concern.name: str(concern) for concern in found}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -41,6 +44,7 @@ def test_nothing_is_said_of_the_defaults(method: str, chat: ChatTokenizer) -> No
         ("dpo", ["loss.beta=2"], "strength", "loss.beta=0.5"),
         ("ipo", ["loss.beta=0.001"], "strength", "loss.beta=0.01"),
         ("dpo", ["batch_size=4"], "small_batch", "batch_size=32"),
+        ("kto", ["batch_size=4"], "small_batch", "batch_size=32"),
     ],
 )
 def test_one_setting_out_of_the_ordinary_is_one_concern_with_its_override(
@@ -49,6 +53,22 @@ def test_one_setting_out_of_the_ordinary_is_one_concern_with_its_override(
     found = concerns(method, chat, *settings)
     assert list(found) == [named]
     assert f"; {remedy}" in found[named]
+
+
+def test_classes_out_of_balance_are_named_with_the_weight_that_mends_it(chat: ChatTokenizer) -> None:
+    """lambda_D n_D / (lambda_U n_U) between 1 and 4/3, arXiv 2402.01306, eq. 8."""
+    assert concerns("kto", chat, examples=700, desirable=400) == {}
+    assert concerns("kto", chat, examples=600, desirable=300) == {}
+    few = concerns("kto", chat, examples=600, desirable=200)["classes"]
+    assert "desirable_weight * 200 / (undesirable_weight * 400) is 0.5" in few
+    assert few.endswith("; loss.desirable_weight=2")
+    many = concerns("kto", chat, "loss.desirable_weight=0.5", examples=900, desirable=800)["classes"]
+    assert "is 4: " in many
+    assert many.endswith("; loss.undesirable_weight=3")
+    assert concerns("kto", chat, "loss.undesirable_weight=3", "loss.desirable_weight=0.5", examples=900, desirable=800) == {}
+    assert concerns("bco", chat, examples=900, desirable=800) == {}, "it has no weights"
+    for method in ("kto", "bco", "aot_unpaired"):
+        assert list(concerns(method, chat, examples=600, desirable=600)) == ["one_class"]
 
 
 def test_the_ends_of_a_range_are_in_it(chat: ChatTokenizer) -> None:

@@ -43,6 +43,7 @@ def command(pairs_file: Path, tiny_model_folder: Path, tmp_path_factory: pytest.
             *("train", method, f"data.path={pairs_file}", f"model={model}", "data.held_out_share=0.2", "dtype=fp32"),
             *("epochs=2", "batch_size=3", "micro_tokens=80", "save_every=3", "evaluate_every=4", "optimizer.warmup=0"),
             *("optimizer.lr=1e-4", "optimizer.eps=1e-6", "optimizer.weight_decay=0.1", "data.rows=16"),
+            *(("trust_region.every=2",) if method == "tr-dpo" else ()),
         ]
 
     return of
@@ -68,7 +69,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [dict(row) for row in read_rows(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo", "kto", "aot_unpaired"])
+@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo", "kto", "bco", "aot_unpaired", "tr-dpo"])
 def test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one(method: str, trained) -> None:
     one, two = trained(method, 1), trained(method, RANKS)
     assert [row["step"] for row in rows(one)] == list(range(STEPS + 1))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from conftest import make_tiny_llama
 from trees import random_trees
 from truing import objectives
+from truing.baselines import RunningMeans
 from truing.data.source import TreeSource
 from truing.losses.bradley_terry import BradleyTerry
 from truing.losses.dpo import DPO
@@ -22,12 +23,15 @@ from truing.models.lora import LoRA, add_lora
 from truing.models.policy import probe
 from truing.objectives import Imitation, PairedPreference, RewardRanking
 from truing.train.learner import Learner
+from truing.train.moving_reference import MovingReference, TrustRegion
 from truing.train.optim import AdamW, Optimizer
 
 SAVED = {
     Learner: {"trained", "optimizer", "steps_taken", "skipped", "skipped_in_a_row"},
     AdamW: {"masters", "first", "second", "steps"},
     TreeSource: {"steps_taken"},
+    MovingReference: {"weights", "steps"},
+    RunningMeans: {"desirable", "undesirable"},
 }
 NOT_SAVED = {
     Learner: {
@@ -49,6 +53,11 @@ NOT_SAVED = {
         "ranks": "the processes are those of this start",
         "device": "the machine is that of this start",
     },
+    MovingReference: {
+        "trained": "the learner's `trained`",
+        "settings": "from the config, which may not change",
+    },
+    RunningMeans: {},
 }
 
 
@@ -118,6 +127,23 @@ def test_saved_attributes_come_back_and_the_others_do_not_change() -> None:
             assert same(frozen(getattr(part, name)), after[kind][name]), f"{kind.__name__}.{name}"
     assert train(again, source_again, 3) == train(learner, source, 3)
     assert same(frozen(again.trained), frozen(learner.trained))
+
+
+def test_what_objectives_remember_is_saved_and_comes_back() -> None:
+    learner, _ = parts()
+    settings = TrustRegion(alpha=0.5, every=1)
+    memories = {MovingReference: lambda: MovingReference(learner.trained, settings), RunningMeans: RunningMeans}
+    moved = {kind: make() for kind, make in memories.items()}
+    for parameter in learner.trained.values():
+        parameter.data.add_(1.0)
+    moved[MovingReference].advance()
+    moved[RunningMeans].take((1.0, -2.0))
+    for kind, part in moved.items():
+        assert SAVED[kind] | NOT_SAVED[kind].keys() == vars(part).keys()
+        again = memories[kind]()
+        assert not any(same(frozen(getattr(again, name)), frozen(getattr(part, name))) for name in SAVED[kind])
+        again.load_state(part.state_tensors(), part.state_dict())
+        assert all(same(frozen(getattr(again, name)), frozen(getattr(part, name))) for name in SAVED[kind])
 
 
 def by_kind(learner: Learner, source: TreeSource) -> dict[type, Any]:

@@ -31,6 +31,7 @@ TRAPS = {
             "test_chat.py::test_trap_02_exactly_one_bos",
             "test_load.py::test_trap_02_smollm2_adds_no_bos_and_ends_turns_with_im_end",
             "test_one_file.py::test_trap_02_at_most_one_bos",
+            "test_tasks_choice.py::test_trap_02_a_context_that_begins_with_bos_gets_no_second_one",
         ),
     ),
     3: Trap(
@@ -81,6 +82,7 @@ TRAPS = {
         tests=(
             "test_learner.py::test_trap_08_micro_batches_of_any_size_give_the_same_loss_metrics_gradients_and_weights",
             "test_feedback.py::test_trap_08_feedback_gives_the_same_numbers_however_the_batch_is_split",
+            "test_moving_reference.py::test_trap_08_kto_against_a_moving_reference_however_the_batch_is_split",
             "test_learner.py::test_trap_08_a_metric_is_a_mean_over_tokens_not_of_means",
             "test_learner.py::test_trap_08_a_metric_is_a_mean_over_pairs_not_of_means",
             "test_policy.py::test_trap_08_tree_and_plain_layout_give_the_same_gradients",

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation in one file, with an unpaired relative: learning from single answers, each approved of or not.
+"""Kahneman-Tversky optimisation in one file, with two relatives: learning from single answers, each approved of or not.
 
 With pi the policy, ref a frozen copy of the model as it stood at the start, an answer's log-ratio is
 
@@ -7,11 +7,14 @@ With pi the policy, ref a frozen copy of the model as it stood at the start, an 
     kto           lambda_D sigmoid(-beta (r - z))  for a desirable answer, lambda_U sigmoid(beta (r - z)) for an undesirable one,
                   z = max(0, mean of log pi(y'|x)/ref(y'|x) where y' answers another prompt of the batch), a constant
                                                                     Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7
+    bco           -log sigmoid(beta (r - d)) for a desirable answer, -log sigmoid(-beta (r - d)) for an undesirable one,
+                  d the middle between both classes' mean log-ratios (moving averages over the steps), a constant
+                                                                    Jung et al. 2024, arXiv 2404.04656
     aot_unpaired  mean over quantiles of -log sigmoid(beta (r_D - r_U)), the batch's desirable and undesirable log-ratios sorted
                                                                     Melnyk et al. 2024, arXiv 2406.05882, section 3
 
-and for kto the mean over the answers of the batch. A batch with one prompt only has no y': z is 0 there. A batch with one class
-only has nothing to sort against: its aot_unpaired loss is 0.
+and for kto and bco the mean over the answers of the batch. A batch with one prompt only has no y': z is 0 there. A batch with one
+class only has nothing to sort against: its aot_unpaired loss is 0.
 
 It leaves out, for the sake of being read: packing, micro-batches, several devices, mixed precision, adapters, stored reference
 log-probs, conversations, truncation, evaluation and resuming. The package does these; this file says what its numbers have to be.
@@ -133,8 +136,13 @@ def loss_of(
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
+    shift_decay: float = 0.9,
+    means: dict[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch, and the numbers worth watching. The weights are lambda_D and lambda_U, read by kto alone."""
+    """The loss of a batch, and the numbers worth watching.
+
+    The weights are lambda_D and lambda_U, read by kto alone. bco reads shift_decay and keeps its moving averages in `means`.
+    """
     policy = answer_logps(model, batch)
     with torch.no_grad():
         fixed = answer_logps(reference, batch)
@@ -149,11 +157,21 @@ def loss_of(
             numbers[f"length_{name}"] = lengths[side.cpu()].mean().item()
     if loss == "aot_unpaired":
         return aot_loss(ratios[wanted], ratios[~wanted], beta), numbers
-    if loss != "kto":
-        raise ValueError(f"loss {loss!r} is none of kto, aot_unpaired")
-    z = baseline_of(model, reference, batch)
+    if loss == "bco":
+        means = {"desirable": 0.0, "undesirable": 0.0} if means is None else means
+        for name, side in (("desirable", wanted), ("undesirable", ~wanted)):
+            if side.any():
+                means[name] = shift_decay * means[name] + (1 - shift_decay) * ratios[side].mean().item()
+        z = (means["desirable"] + means["undesirable"]) / 2
+    elif loss == "kto":
+        z = baseline_of(model, reference, batch)
+    else:
+        raise ValueError(f"loss {loss!r} is none of kto, bco, aot_unpaired")
     gain = beta * (ratios - z)
-    losses = torch.where(wanted, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))
+    if loss == "bco":
+        losses = -logsigmoid(torch.where(wanted, gain, -gain))
+    else:
+        losses = torch.where(wanted, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))
     right = torch.where(wanted, gain > 0, gain < 0)
     return losses.mean(), {**numbers, "baseline": z, "accuracy": right.float().mean().item()}
 
@@ -189,7 +207,7 @@ def train(
 
     grad_norm is the global L2 norm before clipping; `max_grad_norm=math.inf` clips nothing. Weight decay acts on every parameter.
     method is loss, beta and the weights, as in `loss_of`. The reference is the model in memory as it is now, not whatever its name
-    would load from disk, unless one is given. So the first loss is half the answers' mean weight (kto) or ln 2 (aot_unpaired).
+    would load from disk, unless one is given. So the first loss is half the answers' mean weight (kto) or ln 2 (the others).
     """
     model.eval()  # dropout off, else policy and reference differ from the first step; gradients flow as ever
     if reference is None:
@@ -197,12 +215,12 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=False, foreach=False
     )
-    history = []
+    history, means = [], {"desirable": 0.0, "undesirable": 0.0}
     for step, batch in zip(range(total_steps), batches, strict=False):
         rate = lr_at(step, lr=lr, warmup_steps=warmup_steps, total_steps=total_steps, schedule=schedule)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, numbers = loss_of(model, reference, batch, **method)
+        loss, numbers = loss_of(model, reference, batch, means=means, **method)
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -232,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--warmup", type=int, default=0, help="steps until the full learning rate")
     parser.add_argument("--schedule", choices=["cosine", "linear", "constant"], default="cosine")
-    parser.add_argument("--loss", choices=["kto", "aot_unpaired"], default="kto")
+    parser.add_argument("--loss", choices=["kto", "bco", "aot_unpaired"], default="kto")
     parser.add_argument("--beta", type=float, default=0.1, help="how dearly distance from the reference is paid for")
     parser.add_argument("--desirable-weight", type=float, default=1.0, help="kto: lambda_D")
     parser.add_argument("--undesirable-weight", type=float, default=1.0, help="kto: lambda_U")

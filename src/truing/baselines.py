@@ -5,7 +5,7 @@ Each is computed without gradient before the first micro-batch is trained on, so
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,6 +62,50 @@ def log_ratios(policy: Policy, batches: Sequence[TreeBatch]) -> list[Float[Tenso
         found.append(policy.response_log_probs(batch) - batch.reference)
         give_back()
     return found
+
+
+def class_means(ratios: Sequence[Tensor], batches: Sequence[TreeBatch], world: World) -> tuple[float | None, float | None]:
+    """Mean log-ratio of the desirable and of the undesirable responses of the whole batch; None of a class that it lacks."""
+    sums = [0.0, 0.0, 0.0, 0.0]
+    for ratio, batch in zip(ratios, batches, strict=True):
+        wanted = labels(batch)
+        for side, flags in enumerate((wanted, ~wanted)):
+            sums[2 * side] += float(flags.sum())
+            sums[2 * side + 1] += float(ratio.double()[flags].sum())
+    wanted_count, wanted_sum, other_count, other_sum = world.sum(sums)
+    return (
+        wanted_sum / wanted_count if wanted_count else None,
+        other_sum / other_count if other_count else None,
+    )
+
+
+class RunningMeans:
+    """Exponential moving averages of both classes' mean log-ratios. They start at 0, where policy and reference are the same."""
+
+    def __init__(self) -> None:
+        self.desirable = 0.0
+        self.undesirable = 0.0
+
+    def after(self, found: tuple[float | None, float | None], decay: float) -> tuple[float, float]:
+        """The averages with a further step's means; a class that the step lacks keeps its own."""
+        desirable, undesirable = (
+            kept if mean is None else decay * kept + (1 - decay) * mean
+            for kept, mean in zip((self.desirable, self.undesirable), found, strict=True)
+        )
+        return desirable, undesirable
+
+    def take(self, means: tuple[float, float]) -> None:
+        """Makes these the averages."""
+        self.desirable, self.undesirable = means
+
+    def state_tensors(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"desirable": self.desirable, "undesirable": self.undesirable}
+
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self.desirable, self.undesirable = float(state["desirable"]), float(state["undesirable"])
 
 
 def labels(batch: TreeBatch) -> Bool[Tensor, " response"]:

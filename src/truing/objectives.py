@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from truing.baselines import Counterparts, log_ratios, mismatched_kl, sorted_counterparts
+from truing.baselines import Counterparts, RunningMeans, class_means, log_ratios, mismatched_kl, sorted_counterparts
 from truing.data.mismatch import mismatched
 from truing.data.tree import Tree, TreeBatch
 from truing.losses import FeedbackLogps, FeedbackLoss, Pair, PairLogps, PairLoss
@@ -22,6 +22,7 @@ from truing.models.heads import RewardModel
 from truing.models.policy import Policy
 from truing.models.reference import tree_key
 from truing.parallel.world import World
+from truing.runs.run import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,16 @@ class Objective(Protocol):
     def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A statistic of the whole optimizer batch, for those who need it."""
+
+    of_batches: Sequence[tuple[Any, ...]]
+    """For each of this rank's micro-batches what the objective is called with beside model and batch; often nothing."""
+    of_step: Any = None
+    """What the objective remembers once the step has been taken; the same on all ranks."""
+
+
 @runtime_checkable
 class WholeBatchObjective(Protocol):
     """An objective with a statistic of the whole optimizer batch, over all micro-batches and ranks."""
@@ -75,8 +86,8 @@ class WholeBatchObjective(Protocol):
         """As of every objective."""
         ...
 
-    def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Sequence[Any]:
-        """The statistic, without gradient: for each of this rank's micro-batches what is handed in with it.
+    def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Prepared:
+        """The statistic, without gradient. Changes nothing: evaluation asks for it too.
 
         Every rank calls it in every step, also one that has no micro-batch.
         """
@@ -85,14 +96,28 @@ class WholeBatchObjective(Protocol):
     def __call__(self, model: nn.Module, batch: TreeBatch, statistic: Any) -> LossOutput: ...
 
 
+@runtime_checkable
+class RememberingObjective(Protocol):
+    """An objective that changes with the steps taken."""
+
+    @property
+    def memory(self) -> Mapping[str, Part]:
+        """What changes, by name: parts of the checkpoint."""
+        ...
+
+    def remember(self, of_step: Any) -> None:
+        """Called after each step that was taken, with what `prepare` gave for it."""
+        ...
+
+
 AnyObjective = Objective | WholeBatchObjective
 
 
-def prepared(objective: AnyObjective, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> list[tuple[Any, ...]]:
-    """For each micro-batch what the objective is to be called with beside it: a statistic of the whole batch, or nothing."""
+def prepared(objective: AnyObjective, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Prepared:
+    """What an objective needs beside each micro-batch: a statistic of the whole batch, or nothing."""
     if isinstance(objective, WholeBatchObjective):
-        return [(statistic,) for statistic in objective.prepare(model, batches, world)]
-    return [()] * len(batches)
+        return objective.prepare(model, batches, world)
+    return Prepared(of_batches=[()] * len(batches))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +220,8 @@ class UnpairedFeedback:
     """Longest prompt with a mismatched response, in tokens."""
     mismatched_reference: Mapping[bytes, float] = field(default_factory=dict)
     """log pi_ref of mismatched prompts and responses, by `tree_key`, for the losses that need it."""
+    means: RunningMeans = field(default_factory=RunningMeans)
+    """Mean log-ratios of both classes over the last steps, for the losses that need them: all that an objective remembers."""
 
     def units(self, batch: TreeBatch) -> int:
         return batch.responses
@@ -208,13 +235,27 @@ class UnpairedFeedback:
         known = {tree_key(tree): tree.reference[0] for tree in trees if tree.reference is not None}
         return replace(self, mismatched_reference=known)
 
-    def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Sequence[Any]:
-        """KTO's z_0, the same for all; or the counterparts of each micro-batch's responses."""
+    def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Prepared:
+        """KTO's z_0 or BCO's shift, the same for all; or the counterparts of each micro-batch's responses."""
         assert isinstance(model, Policy)
         if self.loss.baseline == "mismatched":
-            known = self.mismatched_reference
-            return [mismatched_kl(model, batches, world, reference=known, max_tokens=self.max_tokens)] * len(batches)
-        return sorted_counterparts(log_ratios(model, batches), batches, world)
+            kl = mismatched_kl(model, batches, world, reference=self.mismatched_reference, max_tokens=self.max_tokens)
+            return Prepared(of_batches=[(kl,)] * len(batches))
+        ratios = log_ratios(model, batches)
+        if self.loss.baseline == "shift":
+            means = self.means.after(class_means(ratios, batches, world), float(getattr(self.loss, "shift_decay", 0.0)))
+            return Prepared(of_batches=[(sum(means) / 2,)] * len(batches), of_step=means)
+        return Prepared(of_batches=[(found,) for found in sorted_counterparts(ratios, batches, world)])
+
+    @property
+    def memory(self) -> Mapping[str, Part]:
+        """The running means of the losses that have them."""
+        return {"means": self.means} if self.loss.baseline == "shift" else {}
+
+    def remember(self, of_step: tuple[float, float] | None) -> None:
+        """Takes over the means of a step that was taken."""
+        if of_step is not None:
+            self.means.take(of_step)
 
     def __call__(self, model: nn.Module, batch: TreeBatch, statistic: float | Counterparts) -> LossOutput:
         assert isinstance(model, Policy)

@@ -32,6 +32,7 @@ PAIR_LOSSES = _table(
 
 FEEDBACK_LOSSES = _table(
     kto="kto.KTO",
+    bco="bco.BCO",
     aot_unpaired="aot_unpaired.UnpairedAOT",
 )
 """Losses of single responses that were approved of or not: FeedbackLogps -> one number a response."""

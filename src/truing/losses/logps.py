@@ -59,8 +59,8 @@ class FeedbackLogps:
 
 
 Baseline = Literal["mismatched", "shift", "sorted"]
-"""What a loss holds log-ratios against: the mean over mismatched prompts and responses, the mean of both classes' means, or the
-log-ratio of the other class's response of the same rank (`truing.baselines`)."""
+"""What a loss holds log-ratios against: their mean over mismatched prompts and responses, the middle between both classes' running
+means, or the log-ratio of the other class's response of the same rank (`truing.baselines`)."""
 
 
 @runtime_checkable

@@ -119,7 +119,8 @@ def check(recipe: str, settings: Sequence[str], shown: int) -> None:
     chat = ChatTokenizer.of(load_tokenizer(start), template=config.data.template)
     found = examples(config.data, chat, KINDS[METHODS[method]])
     out.write("\n".join(found.lines()) + "\n")
-    out.writelines(f"  warning: {concern}\n" for concern in preflight(method, loaded.resolved, chat, len(found.train.trees)))
+    concerns = preflight(method, loaded.resolved, chat, len(found.train.trees), desirable=found.train.desirable)
+    out.writelines(f"  warning: {concern}\n" for concern in concerns)
     for tree in found.train.trees[:shown]:
         out.write(_as_tokens(found, tree.key, chat))
     policy, reason = load_policy(start, torch_dtype(config.dtype))

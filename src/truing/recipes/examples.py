@@ -25,6 +25,12 @@ class Split:
     trees: list[Tree]
     report: EncodingReport
 
+    @property
+    def desirable(self) -> int | None:
+        """How many trees hold an answer that was approved of; None where answers are not judged one by one."""
+        judged = [tree.desirable for tree in self.trees if tree.desirable is not None]
+        return sum(map(sum, judged)) if judged else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:

@@ -18,9 +18,7 @@ from truing.recipes.fit import Plan, fit
 from truing.recipes.settings import Optimizer, Shared
 from truing.records import Feedback
 from truing.runs.sinks import Sink, Tick
-
-BALANCED = (1.0, 4 / 3)
-"""Where lambda_D n_D / (lambda_U n_U) should lie (arXiv 2402.01306, eq. 8)."""
+from truing.train.moving_reference import TrustRegion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +29,8 @@ class Config(Shared):
     """The loss, by name, with its own hyperparameters: loss=kto loss.undesirable_weight=2."""
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-6))
     """The optimizer; for LoRA take ten to a hundred times the rate."""
+    trust_region: TrustRegion | None = None
+    """Let the reference follow the policy: trust_region.alpha=0.6 trust_region.every=64; null keeps it where it started."""
 
 
 def plan(config: Config) -> Plan:
@@ -49,8 +49,8 @@ def plan(config: Config) -> Plan:
         model=lambda policy: policy,
         outcomes=outcomes,
         needs_reference=config.loss.needs_reference,
+        trust_region=config.trust_region,
         compared=comparable,
-        notes=lambda trees: balance(config.loss, trees),
     )
 
 
@@ -67,27 +67,3 @@ def comparable(trees: Sequence[Tree]) -> list[Tree]:
         sides.setdefault(tree.trunk, ([], []))[not tree.desirable[0]].append(tree)
     pairs = [(good, bad) for wanted, other in sides.values() for good in wanted for bad in other]
     return [Tree(trunk=good.trunk, branches=good.branches + bad.branches, key=key) for key, (good, bad) in enumerate(pairs)]
-
-
-def balance(loss: FeedbackLoss, trees: Sequence[Tree]) -> list[str]:
-    """How many responses of each class there are, and what to change where the classes' weights are out of balance."""
-    wanted = sum(sum(tree.desirable or ()) for tree in trees)
-    other = sum(len(tree.branches) for tree in trees) - wanted
-    counts = f"{wanted} responses are desirable, {other} are not"
-    if not wanted or not other:
-        return [f"{counts}: nothing can be learnt from one class alone, as there is nothing that the other one gains or loses"]
-    if not isinstance(loss, KTO):
-        return [counts]
-    share = loss.desirable_weight * wanted / (loss.undesirable_weight * other)
-    low, high = BALANCED
-    if low <= share <= high:
-        return [counts]
-    name, weight = (
-        ("desirable_weight", low * loss.undesirable_weight * other / wanted)
-        if share < low
-        else ("undesirable_weight", loss.desirable_weight * wanted / (high * other))
-    )
-    return [
-        f"{counts}: desirable_weight * {wanted} / (undesirable_weight * {other}) is {share:.3g}, best between 1 and 4/3; "
-        f"set loss.{name}={weight:.3g}"
-    ]

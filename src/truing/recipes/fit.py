@@ -36,6 +36,7 @@ from truing.statistics import paired_difference, shown, win_rate
 from truing.train.checkpoint import Checkpoints, seed_random_states
 from truing.train.learner import Learner
 from truing.train.loop import train
+from truing.train.moving_reference import AgainstMovingReference, MovingReference, TrustRegion
 
 MODEL, RESULT, HEAD = "model", "result.json", "reward_head.safetensors"
 BEFORE, AFTER = "held_out_before.json", "held_out_after.json"
@@ -53,10 +54,10 @@ class Plan:
     outcomes: Callable[[nn.Module, Sequence[Tree], Tick], list[float]] | None
     """For each held-out tree 1 where the model orders its responses rightly, 0 where not, between for ties and rankings."""
     needs_reference: bool = False
+    trust_region: TrustRegion | None = None
+    """How the reference follows the policy; None where it stays."""
     compared: Callable[[Sequence[Tree]], list[Tree]] = list
     """The trees on which outcomes are measured, made of the held-out ones: those whose responses can be ordered."""
-    notes: Callable[[Sequence[Tree]], list[str]] = lambda trees: []
-    """What the user should know of the training data before training on it."""
 
 
 def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
@@ -70,7 +71,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     start = model_folder(shared.model)
     chat = ChatTokenizer.of(load_tokenizer(start), template=shared.data.template)
     found = examples(shared.data, chat, plan.kinds, run=folder if world.rank == 0 else None)
-    concerns = preflight(plan.method, resolved, chat, len(found.train.trees))
+    concerns = preflight(plan.method, resolved, chat, len(found.train.trees), desirable=found.train.desirable)
     if shared.strict:
         refuse(concerns)
     policy, reason = load_policy(start, torch_dtype(shared.dtype))
@@ -84,8 +85,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     with _opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
-        plain = [f"runs in the plain layout: {reason}"] if reason else []
-        for line in [*found.lines(), *plan.notes(found.train.trees), *plain]:
+        for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
             run.message(line)
         for concern in concerns:
             run.message(str(concern), "warning")
@@ -95,20 +95,21 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
 
         held_out, objective, compared = found.held_out.trees, plan.objective, plan.compared(found.held_out.trees)
         before = _before(run, plan, model, compared, bar("held out, before"), world) if shared.measure_before else None
-        if plan.needs_reference:
+        if plan.needs_reference and plan.trust_region is None:
             store = folder / "reference"
             groups = list(source.first_epoch())
-            reference = with_reference(policy, source.trees, groups, store=store, progress=bar("reference"), world=world)
-            source.trees = tuple(reference)
+            trees = with_reference(policy, source.trees, groups, store=store, progress=bar("reference"), world=world)
+            source.trees = tuple(trees)
             if shared.evaluate_every:
                 held_out = with_reference(policy, held_out, pack(held_out, shared.micro_tokens), store=store, world=world)
             if isinstance(objective, UnpairedFeedback):
                 groups = _mismatched_groups(objective, source, run.max_steps, held_out, shared.micro_tokens)
-                trees = [tree for group in groups for tree in group]
-                bar_of_mismatches = bar("reference of mismatched responses")
-                found_trees = with_reference(policy, trees, groups, store=store, progress=bar_of_mismatches, world=world)
-                objective = objective.knowing(found_trees)
+                pairs, what = [tree for group in groups for tree in group], "reference of mismatched responses"
+                objective = objective.knowing(with_reference(policy, pairs, groups, store=store, progress=bar(what), world=world))
         learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
+        if plan.trust_region is not None:
+            reference = MovingReference(learner.trained, plan.trust_region)
+            objective = AgainstMovingReference(objective=objective, reference=reference)
 
         def evaluate() -> dict[str, float]:
             return averages(model, objective, held_out, shared.micro_tokens, world)
@@ -206,7 +207,7 @@ def model_folder(name: str) -> Path | str:
 def averages(model: nn.Module, objective: AnyObjective, trees: Sequence[Tree], budget: int, world: World) -> dict[str, float]:
     """The objective's metrics over a set of trees, of which each rank takes its share."""
     batches = [TreeBatch.of(group, device()) for group in pack(trees, budget)[world.rank :: world.size]]
-    found = zip(batches, prepared(objective, model, batches, world), strict=True)
+    found = zip(batches, prepared(objective, model, batches, world).of_batches, strict=True)
     return averaged(world.gather([objective(model, batch, *statistic).metrics for batch, statistic in found]))
 
 

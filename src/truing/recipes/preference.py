@@ -18,6 +18,7 @@ from truing.recipes.fit import Plan, fit
 from truing.recipes.settings import Optimizer, Shared
 from truing.records import Preference
 from truing.runs.sinks import Sink, Tick
+from truing.train.moving_reference import TrustRegion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Config(Shared):
     """The loss, by name, with its own hyperparameters: loss=ipo loss.beta=0.2."""
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-6))
     """The optimizer; for LoRA take ten to a hundred times the rate."""
+    trust_region: TrustRegion | None = None
+    """Let the reference follow the policy: trust_region.alpha=0.6 trust_region.every=64; null keeps it where it started."""
 
 
 def plan(config: Config) -> Plan:
@@ -38,6 +41,8 @@ def plan(config: Config) -> Plan:
         return right_order(response_log_probs(model, trees, budget=2 * config.micro_tokens, progress=progress))
 
     name = next(name for name, loss in PAIR_LOSSES.items() if isinstance(config.loss, loss))
+    if config.trust_region is not None and not config.loss.needs_reference:
+        raise ValueError(f"trust_region: {name} has no reference that could follow the policy; leave it out")
     return Plan(
         method=name,
         kinds=(Preference,),
@@ -46,6 +51,7 @@ def plan(config: Config) -> Plan:
         model=lambda policy: policy,
         outcomes=outcomes,
         needs_reference=config.loss.needs_reference,
+        trust_region=config.trust_region,
     )
 
 

@@ -1,8 +1,8 @@
 """Before a run: what in its settings is out of the ordinary, why that matters, and how to override it.
 
 Quick and without the model's weights: settings, the start's record, the number of examples. Each concern is a warning; with
-`strict=true` they are one error. That the reference is frozen is not asked: here it cannot be otherwise. Faults of single settings
-(a negative rate) are the config's; faults of the data are `truing check`.
+`strict=true` they are one error. That the reference is frozen is not asked: here it moves by `trust_region` alone. Faults of single
+settings (a negative rate) are the config's; faults of the data are `truing check`.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from truing.config import dotted
 from truing.data.chat import ChatTokenizer
-from truing.losses import PAIR_LOSSES
+from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES
 from truing.runs.read import CONFIG, FINGERPRINTS, is_run, read_json
 
 
@@ -63,6 +63,9 @@ CUSTOMARY: Mapping[str, Mapping[str, Range]] = {
     "dpo": {"loss.beta": Range(low=0.01, high=0.5, source="arXiv 2305.18290; Zephyr 0.01 to 0.1")},
     "cdpo": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
     "ipo": {"loss.beta": Range(low=0.01, high=1.0, source="arXiv 2310.12036")},
+    "kto": {"loss.beta": Range(low=0.01, high=0.5, source="arXiv 2402.01306")},
+    "bco": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
+    "aot_unpaired": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO; 0.01 in arXiv 2406.05882")},
 }
 """Method -> dotted setting -> what is customary: the strength of the pull to the reference."""
 
@@ -70,16 +73,24 @@ FEWEST: Mapping[str, int] = {"sft": 50}
 FEWEST_COMPARISONS = 100
 """Examples under which what is learnt is mostly chance: at 100 held-out pairs accuracy still has an interval of 20 points."""
 SMALLEST_BATCH = 8
+BALANCED = Range(low=1.0, high=4 / 3, source="arXiv 2402.01306, eq. 8")
+"""KTO's lambda_D n_D / (lambda_U n_U)."""
 
 
-def preflight(method: str, resolved: Mapping[str, object], chat: ChatTokenizer, examples: int) -> list[Concern]:
-    """What is out of the ordinary in a run of these settings on so many training examples, in the order of how much it decides."""
+def preflight(
+    method: str, resolved: Mapping[str, object], chat: ChatTokenizer, examples: int, *, desirable: int | None = None
+) -> list[Concern]:
+    """What is out of the ordinary in a run of these settings on so many training examples, in the order of how much it decides.
+
+    `desirable` says how many of the examples are approved of, where they are feedback.
+    """
     settings = dotted(resolved)
     return [
         *_start(method, str(settings["model"]), chat),
         *_templates(settings, chat),
         *_rates(method, settings),
         *_customary(method, settings),
+        *(_classes(settings, desirable, examples - desirable) if desirable is not None else ()),
         *_sizes(method, settings, examples),
     ]
 
@@ -142,13 +153,41 @@ def _customary(method: str, settings: Mapping[str, object]) -> Iterator[Concern]
             )
 
 
+def _classes(settings: Mapping[str, object], desirable: int, undesirable: int) -> Iterator[Concern]:
+    counts = f"{desirable} answers are desirable and {undesirable} are not"
+    if not desirable or not undesirable:
+        yield Concern(
+            name="one_class",
+            what=counts,
+            why="what all answers of one class gain, nothing is set against",
+            instead="bring answers of the other class, or imitate the good ones with `truing train sft`",
+        )
+        return
+    weights = settings.get("loss.desirable_weight"), settings.get("loss.undesirable_weight")
+    if not isinstance(weights[0], int | float) or not isinstance(weights[1], int | float):
+        return
+    share = weights[0] * desirable / (weights[1] * undesirable)
+    if share not in BALANCED:
+        rare = "desirable_weight" if share < BALANCED.low else "undesirable_weight"
+        weight = weights[0] / share if share < BALANCED.low else weights[1] * share / BALANCED.high
+        yield Concern(
+            name="classes",
+            what=f"{counts}: desirable_weight * {desirable} / (undesirable_weight * {undesirable}) is {share:.3g}",
+            why=f"customary is {BALANCED}; one class would be learnt at the cost of the other",
+            instead=f"loss.{rare}={weight:.3g}",
+        )
+
+
 def _sizes(method: str, settings: Mapping[str, object], examples: int) -> Iterator[Concern]:
     batch = settings.get("batch_size")
-    if method in PAIR_LOSSES and isinstance(batch, int) and batch < SMALLEST_BATCH:
+    if isinstance(batch, int) and batch < SMALLEST_BATCH and (method in PAIR_LOSSES or method in FEEDBACK_LOSSES):
+        pairs = method in PAIR_LOSSES
         yield Concern(
             name="small_batch",
-            what=f"batch_size={batch} pairs a step",
-            why="single pairs pull in all directions; customary is 32 to 128 (64 in arXiv 2305.18290)",
+            what=f"batch_size={batch} {'pairs' if pairs else 'answers'} a step",
+            why="single pairs pull in all directions; customary is 32 to 128 (64 in arXiv 2305.18290)"
+            if pairs
+            else "what answers are held against is found on the batch; customary is 32 to 128 (32 in arXiv 2402.01306)",
             instead="batch_size=32 (memory is set by micro_tokens, not by this)",
         )
     least = FEWEST.get(method, FEWEST_COMPARISONS)

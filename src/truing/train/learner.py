@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from truing.data.tree import TreeBatch
 from truing.memory import give_back
-from truing.objectives import AnyObjective, Mean, averaged, prepared
+from truing.objectives import AnyObjective, Mean, RememberingObjective, averaged, prepared
 from truing.parallel.world import World
 from truing.train.optim import AdamW, Optimizer
 
@@ -46,7 +46,8 @@ class Learner:
         (units,) = self.world.sum([float(sum(objective.units(batch) for batch in batches))])
         metrics: list[dict[str, Mean]] = []
         problems: list[str] = []
-        for batch, statistic in zip(batches, prepared(objective, self.model, batches, self.world), strict=True):
+        known = prepared(objective, self.model, batches, self.world)
+        for batch, statistic in zip(batches, known.of_batches, strict=True):
             output = objective(self.model, batch, *statistic)
             if not torch.isfinite(output.total):
                 problems.append(f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}")
@@ -68,6 +69,8 @@ class Learner:
         else:
             self.optimizer.step(rate, norm)
             self.skipped_in_a_row = 0
+            if isinstance(objective, RememberingObjective):
+                objective.remember(known.of_step)
         return {**averaged(self.world.gather(metrics)), "grad_norm": norm, "lr": rate, "skipped": float(self.skipped)}
 
     def _skip(self, problem: str, batches: Sequence[TreeBatch]) -> None:

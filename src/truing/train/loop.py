@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from truing.data.tree import TreeBatch
-from truing.objectives import AnyObjective
+from truing.objectives import AnyObjective, RememberingObjective
 from truing.runs.run import Part, Run
 from truing.train.learner import Learner, NonFiniteError
 
@@ -21,6 +21,8 @@ Evaluate = Callable[[], Mapping[str, float]]
 def train(run: Run, learner: Learner, objective: AnyObjective, source: Source, *, evaluate: Evaluate | None = None) -> None:
     """Train until the run's last step, from wherever an earlier process left it."""
     parts: dict[str, Part] = {"learner": learner, "source": source}
+    if isinstance(objective, RememberingObjective):
+        parts |= objective.memory
     run.restore(parts)
     if evaluate and run.evaluate_every and run.step == 0:
         run.log(0, _held_out(evaluate))
