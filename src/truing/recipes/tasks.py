@@ -11,10 +11,14 @@ from pydantic import Field
 from truing.evals.tasks.bbq import BBQ
 from truing.evals.tasks.evaluate import Manner, Measured, Model, evaluate
 from truing.evals.tasks.files import Files
+from truing.evals.tasks.gsm8k import GSM8K
+from truing.evals.tasks.humaneval import HumanEval
+from truing.evals.tasks.ifeval import IFEval
 from truing.evals.tasks.mmlu import MMLU
 from truing.evals.tasks.report import as_json, report
 from truing.evals.tasks.table import SUITES, TASKS
 from truing.evals.tasks.truthfulqa import TruthfulQA
+from truing.evals.tasks.xstest import XSTest
 from truing.recipes.fit import model_folder
 from truing.recipes.settings import device, torch_dtype
 from truing.runs.durable import make_folder, to_json, write_file
@@ -54,6 +58,14 @@ class Config:
     """BBQ's own settings."""
     mmlu: MMLU = field(default_factory=MMLU)
     """MMLU's own settings."""
+    gsm8k: GSM8K = field(default_factory=GSM8K)
+    """GSM8K's own settings."""
+    humaneval: HumanEval = field(default_factory=HumanEval)
+    """HumanEval's own settings."""
+    ifeval: IFEval = field(default_factory=IFEval)
+    """IFEval's own settings."""
+    xstest: XSTest = field(default_factory=XSTest)
+    """XSTest's own settings."""
 
 
 def run(config: Config, sinks: Sequence[Sink]) -> Path:

@@ -3,18 +3,26 @@
 from collections.abc import Mapping
 
 from truing.evals.tasks.bbq import BBQ
+from truing.evals.tasks.gsm8k import GSM8K
+from truing.evals.tasks.humaneval import HumanEval
+from truing.evals.tasks.ifeval import IFEval
 from truing.evals.tasks.mmlu import MMLU
 from truing.evals.tasks.truthfulqa import TruthfulQA
+from truing.evals.tasks.xstest import XSTest
 
 TASKS: Mapping[str, type] = {
     "truthfulqa": TruthfulQA,
     "bbq": BBQ,
     "mmlu": MMLU,
+    "gsm8k": GSM8K,
+    "humaneval": HumanEval,
+    "ifeval": IFEval,
+    "xstest": XSTest,
 }
 """Name -> task; each is a frozen dataclass whose fields are its settings."""
 
 SUITES: Mapping[str, Mapping[str, int | None]] = {
-    "quick": {"truthfulqa": 100, "bbq": 200, "mmlu": 228},
-    "full": {"truthfulqa": None, "bbq": None, "mmlu": None},
+    "quick": {"truthfulqa": 100, "bbq": 200, "mmlu": 200, "gsm8k": 24, "humaneval": 24, "ifeval": 12, "xstest": 48},
+    "full": dict.fromkeys(TASKS),
 }
 """Suite -> its tasks and how many items of each, None for all. `quick` takes about five minutes for a 135M model on two cores."""
