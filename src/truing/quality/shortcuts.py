@@ -7,6 +7,8 @@ the features themselves.
 """
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,52 +27,69 @@ KEPT = 4000
 RIDGE = 1.0
 WATCH, ACT = 0.60, 0.75
 
-FLATTERY = re.compile(
-    r"\b(great|good|excellent|wonderful|fantastic|interesting|amazing|thoughtful) (question|point|idea|choice|observation)"
-    r"|you(?:'re| are) (absolutely |completely |totally )?(right|correct)|i (completely|totally|fully) agree"
-    r"|what a (great|good|lovely|wonderful)|thank you for (asking|sharing|your)|(happy|glad|delighted) to",
-    re.I,
-)
-APOLOGY = re.compile(r"\b(sorry|apologi[sz]e|apologies|regret)\b", re.I)
-HEDGE = re.compile(r"\b(may|might|perhaps|possibly|probably|it depends|generally|typically|i think|i believe)\b", re.I)
-POLITE = re.compile(r"\b(please|kindly|thank you|thanks|of course|certainly|sure|feel free|would you|could you)\b", re.I)
-OFFER = re.compile(r"\b(let me know|hope this helps|is there anything else|happy to help)\b", re.I)
-EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
+WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.M)
 HEADER = re.compile(r"^#{1,6} ", re.M)
-SELF = re.compile(r"\b(i|i'm|i've|me|my|as an ai)\b", re.I)
+EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
+MARKS: Mapping[str, tuple[frozenset[str], tuple[str, ...]]] = {
+    "flattery": (
+        frozenset(),
+        (
+            *(f"{kind} {what}" for kind in ("great", "good", "excellent", "wonderful") for what in ("question", "point", "idea")),
+            *(
+                "interesting question",
+                "thoughtful question",
+                "you're right",
+                "you are right",
+                "absolutely right",
+                "completely right",
+            ),
+            *("i completely agree", "i totally agree", "i fully agree", "what a great", "what a wonderful", "thank you for asking"),
+            *("thank you for sharing", "happy to", "glad to", "delighted to"),
+        ),
+    ),
+    "apology": (frozenset(("sorry", "apologize", "apologise", "apologies", "regret")), ()),
+    "hedges": (
+        frozenset(("may", "might", "perhaps", "possibly", "probably", "generally", "typically")),
+        ("it depends", "i think", "i believe"),
+    ),
+    "politeness": (frozenset(("please", "kindly", "thanks", "certainly", "sure")), ("thank you", "of course", "feel free")),
+    "offer at end": (frozenset(), ("let me know", "hope this helps", "anything else", "happy to help")),
+    "first person": (frozenset(("i", "i'm", "i've", "me", "my")), ("as an ai",)),
+}
+"""Feature -> the words and the phrases, in lower case, that are counted for it."""
 
 FEATURES = (
     *("length (log)", "lines (log)", "bullets (log)", "headers", "bold", "code block", "exclamation marks", "question marks"),
-    *("digits share", "capitals share", "flattery", "apology", "hedges", "politeness", "offer at end", "emoji", "first person"),
-    *("refusal", "link", "ends like a sentence"),
+    *("digits share", "capitals share", *MARKS, "emoji", "refusal", "link", "ends like a sentence"),
 )
 """What the probe sees of an answer, in this order."""
 
 
 def features(text: str) -> Float[np.ndarray, " feature"]:
     """The surface of an answer as numbers; counts as log(1 + count)."""
-    size = max(1, len(text))
+    size, lower = max(1, len(text)), text.lower().replace("’", "'")
+    words = Counter(WORD.findall(lower))
     listed = [len(pattern.findall(text)) for pattern in (BULLET, HEADER)]
     signs = [text.count("**") // 2, text.count("```") // 2, text.count("!"), text.count("?")]
     counts = np.log1p([len(text), text.count("\n"), *listed, *signs])
     shares = [sum(map(str.isdigit, text)) / size, sum(map(str.isupper, text)) / size]
-    marks = [len(pattern.findall(text)) for pattern in (FLATTERY, APOLOGY, HEDGE, POLITE, OFFER, EMOJI, SELF)]
+    marks = [sum(words[word] for word in single) + sum(map(lower.count, phrases)) for single, phrases in MARKS.values()]
+    emoji = 0 if text.isascii() else len(EMOJI.findall(text))
     ends = text.rstrip()[-1:] in tuple(".!?。！？\"')")
-    plain = [is_refusal(text), "http" in text or "www." in text, ends]
-    return np.concatenate([counts, shares, np.log1p(marks), np.array(plain, dtype=float)])
+    plain = [is_refusal(text), "http" in lower or "www." in lower, ends]
+    return np.concatenate([counts, shares, np.log1p([*marks, emoji]), np.array(plain, dtype=float)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What the probe keeps of a row."""
+class Kept:
+    """What is kept of a row."""
 
     prompt: int
-    row: int
-    good: Float[np.ndarray, " feature"]
-    """Of the chosen answer, or of the only one."""
-    bad: Float[np.ndarray, " feature"]
-    """Of the rejected answer; zero where answers were judged one by one."""
+    good: str
+    """The chosen answer, or the only one."""
+    bad: str
+    """The rejected answer; empty where answers were judged one by one."""
     desirable: bool
     judged: bool
 
@@ -80,12 +99,12 @@ class Shortcuts:
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
-        self.kept: Reservoir[Seen] = Reservoir(KEPT, seed=seed, purpose="shortcuts")
+        self.kept: Reservoir[Kept] = Reservoir(KEPT, seed=seed, purpose="shortcuts")
 
     def see(self, sample: Sample) -> None:
         """Offers pairs and judgements to the sample."""
         if sample.pair or sample.kind is Feedback:
-            self.kept.offer(lambda: _seen(sample))
+            self.kept.offer(lambda: _kept(sample))
 
     def findings(self) -> list[Finding]:
         """How well the surface alone predicts the label, and the features that do."""
@@ -93,7 +112,7 @@ class Shortcuts:
         if not rows:
             return []
         judged = rows[0].judged
-        good, bad = np.stack([row.good for row in rows]), np.stack([row.bad for row in rows])
+        good, bad = (np.stack([features(getattr(row, side)) for row in rows]) for side in ("good", "bad"))
         labels = np.array([row.desirable for row in rows])
         groups = np.unique([row.prompt for row in rows], return_inverse=True)[1]
         if len(rows) < FEWEST or (judged and min(labels.sum(), (~labels).sum()) < FEWEST // 2):
@@ -125,14 +144,12 @@ class Shortcuts:
         return [_finding(level, share, judged, lines, chart)]
 
 
-def _seen(sample: Sample) -> Seen:
+def _kept(sample: Sample) -> Kept:
     judged = sample.kind is Feedback
-    good = features(sample.answers[0])
-    return Seen(
+    return Kept(
         prompt=sample.key,
-        row=sample.origin.row,
-        good=good,
-        bad=np.zeros_like(good) if judged else features(sample.answers[-1]),
+        good=sample.answers[0],
+        bad="" if judged else sample.answers[-1],
         desirable=sample.sides[0] == "chosen",
         judged=judged,
     )
