@@ -5,6 +5,7 @@ Everything tiny is made here, in code, without network. The real model is made o
 
 import copy
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from samples import Truing
 from zygote import Zygote
 
 CHATML = (
@@ -127,3 +129,23 @@ def smollm2_folder() -> Path:
         return resolve("HuggingFaceTB/SmolLM2-135M-Instruct")
     except PackageUnavailableError as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture
+def truing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Truing:
+    """Runs `truing` in this process: exit status, standard output, standard error."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        from truing import cli
+
+        monkeypatch.setattr(sys, "argv", ["truing", *map(str, argv)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

@@ -5,13 +5,12 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from truing import cli
+from samples import WORDS, Truing, asked, clean, found, judged, pair, prose
 from truing.data.problems import BadRow
 from truing.quality import page, report
 from truing.quality.alike import TooAlike, alike, edit_distance
@@ -20,7 +19,7 @@ from truing.quality.contamination import Contamination
 from truing.quality.contradictions import Contradictions, strong_components
 from truing.quality.coverage import Coverage
 from truing.quality.duplicates import Duplicates
-from truing.quality.finding import Check, Finding, excerpt
+from truing.quality.finding import Finding, excerpt
 from truing.quality.inspection import CHECKS, Settings, inspect
 from truing.quality.languages import Languages, language
 from truing.quality.leakage import Leakage
@@ -33,80 +32,8 @@ from truing.quality.shortcuts import FEATURES, Shortcuts, features
 from truing.quality.sketch import Sketches, shared, sketch
 from truing.quality.turns import Turns
 from truing.quality.unreadable import Unreadable
-from truing.records import Demonstration, Feedback, Message, Messages, Origin, Preference, Ranking
+from truing.records import Demonstration, Message, Origin, Ranking
 from truing.statistics import Estimate, wilson
-
-WORDS = [
-    "kettle",
-    "garden",
-    "river",
-    "engine",
-    "poem",
-    "winter",
-    "ladder",
-    "candle",
-    "market",
-    "violin",
-    "harbour",
-    "pepper",
-    "blanket",
-    "stone",
-    "orchard",
-    "lantern",
-    "bridge",
-    "copper",
-    "saddle",
-    "thunder",
-    "meadow",
-    "pocket",
-    "barrel",
-    "feather",
-    "anchor",
-    "basket",
-    "dragon",
-    "mirror",
-    "cotton",
-    "shadow",
-    "tunnel",
-    "window",
-    "spider",
-    "hammer",
-    "valley",
-]
-
-
-def asked(text: str) -> Messages:
-    return (Message(role="user", content=text),)
-
-
-def pair(row: int, prompt: str, chosen: str, rejected: str) -> Sample:
-    origin = Origin(file="p.jsonl", row=row)
-    return Sample.of(Preference(prompt=asked(prompt), chosen=chosen, rejected=rejected, origin=origin))
-
-
-def judged(row: int, prompt: str, response: str, desirable: bool) -> Sample:
-    origin = Origin(file="p.jsonl", row=row)
-    return Sample.of(Feedback(prompt=asked(prompt), response=response, desirable=desirable, origin=origin))
-
-
-def found(check: Check, samples: list[Sample]) -> dict[str, Finding]:
-    for sample in samples:
-        check.see(sample)
-    return {finding.name: finding for finding in check.findings()}
-
-
-def prose(seed: int, words: int = 30) -> str:
-    """A made-up sentence that ends, and shares no run of words with that of another seed."""
-    draw = random.Random(seed)
-    return "The " + " and the ".join(draw.choice(WORDS) for _ in range(words // 3)) + "."
-
-
-def clean(count: int, seed: int = 0) -> list[Sample]:
-    return [
-        pair(i, f"Tell me of {prose(seed + 3 * i, 12)}", prose(seed + 3 * i + 1), prose(seed + 3 * i + 2))
-        for i in range(1, count + 1)
-    ]
-
 
 # -- edit distance and sketches
 
@@ -492,21 +419,6 @@ def test_a_reservoir_is_fair_and_repeatable() -> None:
 
 
 @pytest.fixture
-def truing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    def call(*argv: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["truing", *map(str, argv)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
-
-
-@pytest.fixture
 def faulty(tmp_path: Path) -> Path:
     """60 good pairs, two exact repeats, an empty answer, and one that tries to be markup."""
     path = tmp_path / "pairs.jsonl"
@@ -531,9 +443,7 @@ def test_every_row_is_accounted_for(faulty: Path) -> None:
     assert len(by_name) == len(seen.findings), "each finding has a name of its own"
 
 
-def test_the_report_names_file_line_reason_and_remedy(
-    faulty: Path, truing: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_the_report_names_file_line_reason_and_remedy(faulty: Path, truing: Truing, tmp_path: Path) -> None:
     html, out_json = tmp_path / "p.html", tmp_path / "p.json"
     code, out, _ = truing("check", faulty, f"html={html}", f"json={out_json}")
     assert code == 0
@@ -556,7 +466,7 @@ def test_the_page_holds_no_markup_of_the_data_and_needs_no_network(faulty: Path)
     assert shown.count("<svg") == shown.count("</svg>") > 2
 
 
-def test_strict_ends_in_an_error_that_names_what_is_to_be_mended(faulty: Path, truing: Callable[..., tuple[int, str, str]]) -> None:
+def test_strict_ends_in_an_error_that_names_what_is_to_be_mended(faulty: Path, truing: Truing) -> None:
     rows = faulty.read_text().splitlines()
     faulty.write_text("\n".join([*rows[:40], *rows[:20]]) + "\n")
     code, _, err = truing("check", faulty, "strict=true")
@@ -575,7 +485,7 @@ def test_strict_ends_in_an_error_that_names_what_is_to_be_mended(faulty: Path, t
         (["dop"], "dop: no such method or recipe file; did you mean dpo?"),
     ],
 )
-def test_wrong_use_is_one_error(argv: list[str], said: str, faulty: Path, truing: Callable[..., tuple[int, str, str]]) -> None:
+def test_wrong_use_is_one_error(argv: list[str], said: str, faulty: Path, truing: Truing) -> None:
     code, _, err = truing("check", *(word.format(faulty) for word in argv))
     assert code == 2
     assert said in err

@@ -86,6 +86,21 @@ def check(
 
 
 @app.command()
+def data(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="convert, merge, filter, dedupe, split, sample or show.")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE... [KEY=VALUE]...", help="What to read, and settings such as to=OUT.jsonl.")
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="show: rows as the tokens that training sees.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert, mend, split or show data files: rows in = rows out + rows removed, each with its reason."""
+    from truing.recipes import curating
+
+    curating.data(action, words or [], _sinks(as_json), tokens=tokens)
+
+
+@app.command()
 def sample(
     model: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="A run's folder, a model's folder or a hub name.")],
     prompt: Annotated[list[str] | None, typer.Argument(help="What to ask; without one, each line of standard input.")] = None,

@@ -16,10 +16,11 @@ from truing.parallel.world import World
 from truing.recipes import RECIPES, module_of
 from truing.recipes import align as align_recipe
 from truing.recipes import tasks as tasks_recipe
-from truing.recipes.examples import Examples, asked, examples
+from truing.recipes.examples import asked, examples
 from truing.recipes.fit import load_policy, model_folder
 from truing.recipes.preflight import preflight
 from truing.recipes.settings import Shared, torch_dtype
+from truing.recipes.showing import token_lines
 from truing.records import Demonstration, Feedback, Message, Preference, Ranking, Record
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.sampler import sample as draw
@@ -122,7 +123,8 @@ def check(recipe: str, settings: Sequence[str], shown: int) -> None:
     concerns = preflight(method, loaded.resolved, chat, len(found.train.trees), desirable=found.train.desirable)
     out.writelines(f"  warning: {concern}\n" for concern in concerns)
     for tree in found.train.trees[:shown]:
-        out.write(_as_tokens(found, tree.key, chat))
+        record = found.train.records[tree.key]
+        out.write(token_lines(tree, chat, f"{record.origin}: {len(asked(record))} messages"))
     policy, reason = load_policy(start, torch_dtype(config.dtype))
     parameters = sum(p.numel() for p in policy.parameters())
     layout = "runs as trees: each prompt is computed once" if reason is None else f"runs in the plain layout: {reason}"
@@ -181,22 +183,4 @@ def _summary(folder: Path) -> str:
             e = result[key]
             lines.append(f"  {title}: {100 * e['value']:.1f}% [{100 * e['low']:.1f}, {100 * e['high']:.1f}], n = {e['n']}")
     lines.append(f"  next: truing sample {folder}")
-    return "\n".join(lines) + "\n"
-
-
-def _as_tokens(found: Examples, key: int, chat: ChatTokenizer) -> str:
-    """One example as training sees it: scored tokens in brackets."""
-    record = found.train.records[key]
-    tree = next(tree for tree in found.train.trees if tree.key == key)
-
-    def token(number: int) -> str:
-        return repr(chat.tokenizer.convert_ids_to_tokens(number))[1:-1]
-
-    lines = [
-        f"\n{record.origin}: {len(asked(record))} messages, {tree.size} tokens",
-        "  trunk   " + " ".join(map(token, tree.trunk)),
-    ]
-    for branch in tree.branches:
-        marked = (f"[{token(t)}]" if scored else token(t) for t, scored in zip(branch.tokens, branch.scored, strict=True))
-        lines.append("  branch  " + " ".join(marked))
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -139,14 +139,26 @@ def make_folder(path: Path) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replaces a file as a whole: a reader sees the old bytes or the new ones, never a mixture."""
-    staged = path.with_name(STAGING + path.name)
+    with staged(path) as put:
+        put(data)
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """A file that is written piece by piece and appears under its name once the block ends well; else nothing of it stays."""
+    place = path.with_name(STAGING + path.name)
     with storage_errors(path):
         try:
-            _write_synced(staged, data)
-            os.rename(staged, path)
-        except OSError:
+            fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+            try:
+                yield lambda data: _write_all(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(place, path)
+        except Exception:
             with suppress(OSError):
-                os.unlink(staged)
+                os.unlink(place)
             raise
         _sync_folder(path.parent)
 

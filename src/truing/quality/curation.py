@@ -1,0 +1,307 @@
+"""Mending data: convert, filter, dedupe, split, sample, merge. Every row that goes in comes out or is removed with its reason.
+
+Each operation reads its files row by row and writes files that appear whole; what is there already is not overwritten without being
+told. Removed rows are listed in a file of their own. Which rows to remove is for the checks (`truing.quality.inspection`).
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from truing.data.problems import EXCERPT, BadRow, DataError
+from truing.data.read import as_kind, iterate
+from truing.data.write import USUAL, WRITERS, check_format, output_type, write
+from truing.quality.finding import Finding
+from truing.quality.inspection import Inspected, Settings, inspect
+from truing.quality.sample import text_key
+from truing.randomness import counted_seed
+from truing.records import Demonstration, Messages, Preference, Prompt, Ranking, Record
+from truing.runs.durable import make_folder, staged, to_json_line
+
+Verdict = str | None
+"""Why a record is removed, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What every operation takes. Example: `Output(to=Path("pairs.jsonl"))`."""
+
+    to: Path
+    """The file to be written; its extension says which type: .jsonl, .json, .csv, .tsv, .parquet, .arrow, also .gz."""
+    format: str | None = None
+    """How records are written, such as preference or messages; null takes the usual one of their kind."""
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    """Our column names to the file's, where they differ, such as {chosen: best}."""
+    pairs: Literal["all", "ends"] | None = None
+    """How rankings become preferences: all pairs, or the best over the worst; null does not make them."""
+    removed: Path | None = None
+    """Where removed rows are listed with their reasons; null means the output's name with .removed.jsonl."""
+    overwrite: bool = False
+    """Whether files that exist already may be replaced."""
+
+    @property
+    def removed_to(self) -> Path:
+        """Where removed rows are listed."""
+        return self.removed or self.to.with_name(self.to.name + ".removed.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(Output):
+    """What filtering takes beside the output; the names and limits of findings are those of `truing check`."""
+
+    drop: tuple[str, ...] = ()
+    """Findings whose rows are removed, such as duplicates and truncated."""
+    keep: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Keep only rows with these values in their further columns, such as {topic: cooking}."""
+    least_words: Annotated[int, Field(ge=0)] = 0
+    """Remove rows of which an answer has fewer words."""
+    held_out: tuple[str, ...] = ()
+    """Held-out files, for drop=[leaked_prompts]."""
+    benchmarks: tuple[str, ...] = ()
+    """Evaluation sets, for drop=[contamination]."""
+    alike: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """As in truing check."""
+    near: Annotated[float, Field(gt=0.5, le=1)] | None = 0.85
+    """As in truing check."""
+    run_of_words: Annotated[int, Field(ge=8)] = 13
+    """As in truing check."""
+    max_tokens: Annotated[int, Field(gt=1)] = 1024
+    """As in truing check."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Output):
+    """What splitting takes beside the output."""
+
+    held_out_to: Path
+    """The file of held-out rows."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of prompts held out; rows with the same prompt (but for case and white space) stay together."""
+    seed: int = 0
+    """Seed of the choice: the same prompts are held out however many rows there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw(Output):
+    """What sampling takes beside the output."""
+
+    rows: Annotated[int, Field(gt=0)]
+    """How many rows to keep; all when there are fewer."""
+    seed: int = 0
+    """Seed of the choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Rows in = rows out + rows removed. Example: `print(account)`."""
+
+    rows_in: int
+    rows_out: int
+    """Rows whose records were written."""
+    reasons: Mapping[str, int]
+    """Removed rows by reason."""
+    written: Mapping[str, int]
+    """File -> records in it; more than rows where a row says several things."""
+    removed_to: Path | None
+    """Where the removed rows are listed; None when none was."""
+
+    def __post_init__(self) -> None:
+        assert self.rows_in == self.rows_out + self.rows_removed, "every row is written or named"
+
+    @property
+    def rows_removed(self) -> int:
+        """Rows that are in no output."""
+        return sum(self.reasons.values())
+
+    def __str__(self) -> str:
+        lines = [f"{self.rows_in} rows in = {self.rows_out} out + {self.rows_removed} removed"]
+        lines += [f"  removed {count}: {reason}" for reason, count in sorted(self.reasons.items(), key=lambda r: (-r[1], r[0]))]
+        lines += [f"written: {path} ({records} records)" for path, records in self.written.items()]
+        return "\n".join([*lines, *([f"removed rows: {self.removed_to}"] if self.removed_to else [])])
+
+
+def convert(files: Sequence[str], wanted: Output) -> Account:
+    """One or several files as one, in another format or type; unreadable rows are removed."""
+    return _write(files, wanted, lambda record: None)
+
+
+def filtered(file: str, wanted: Filter, tick: Callable[[int], None] | None = None) -> Account:
+    """The rows that no named finding is about. Raises ValueError for a finding that does not exist or names no rows."""
+    reasons: dict[int, str] = {}
+    if wanted.drop:
+        settings = Settings(
+            path=file,
+            mapping=wanted.mapping,
+            held_out=wanted.held_out,
+            benchmarks=wanted.benchmarks,
+            alike=wanted.alike,
+            near=wanted.near,
+            run_of_words=wanted.run_of_words,
+            max_tokens=wanted.max_tokens,
+        )
+        found = inspect(settings, tick)
+        for finding in _named(found, wanted.drop):
+            for row in finding.rows:
+                reasons.setdefault(row, finding.name)
+
+    def verdict(record: Record) -> Verdict:
+        assert record.origin is not None
+        for name, value in wanted.keep.items():
+            if record.tags.get(name) != (str(value).lower() if isinstance(value, bool) else str(value)):
+                return f"{name} is not {value}"
+        if wanted.least_words and any(len(answer.split()) < wanted.least_words for answer in _answers(record)):
+            return f"an answer has fewer than {wanted.least_words} words"
+        return reasons.get(record.origin.row)
+
+    return _write([file], wanted, verdict)
+
+
+def sampled(file: str, wanted: Draw) -> Account:
+    """A fair sample, in the file's order; a row's chance does not depend on what stands around it."""
+    count = sum(1 for item in iterate(file, mapping=wanted.mapping) if not isinstance(item, BadRow))
+    seeds = ((counted_seed(wanted.seed, "sample", place), place) for place in range(count))
+    chosen = {place for _, place in heapq.nsmallest(wanted.rows, seeds)}
+    place = -1
+
+    def verdict(record: Record) -> Verdict:
+        nonlocal place
+        place += 1
+        return None if place in chosen else "not drawn"
+
+    return _write([file], wanted, verdict)
+
+
+def split(file: str, wanted: Split) -> Account:
+    """Two files by a hash of the prompt: no prompt is in both, and more rows move none."""
+    _may_write([wanted.to, wanted.held_out_to], wanted.overwrite)
+
+    def held(record: Record) -> bool:
+        key = text_key("\n".join(turn.content for turn in _asked(record)))
+        return counted_seed(wanted.seed, "split", key) / 2**63 < wanted.share
+
+    train = _write([file], wanted, lambda record: "held out" if held(record) else None, listed=False)
+    other = Output(
+        to=wanted.held_out_to, format=wanted.format, mapping=wanted.mapping, pairs=wanted.pairs, removed=wanted.removed_to
+    )
+    rest = _write([file], other, lambda record: None if held(record) else "for training", listed=False, told=True)
+    reasons = {reason: count for reason, count in train.reasons.items() if reason != "held out"}
+    if not rest.rows_out or not train.rows_out:
+        empty = wanted.to if not train.rows_out else wanted.held_out_to
+        raise ValueError(f"{file}: no row is left for {empty}; choose another share or seed")
+    return Account(
+        rows_in=train.rows_in,
+        rows_out=train.rows_out + rest.rows_out,
+        reasons=reasons,
+        written={**train.written, **rest.written},
+        removed_to=train.removed_to if reasons else None,
+    )
+
+
+def _named(found: Inspected, names: Sequence[str]) -> Iterator[Finding]:
+    known = {finding.name: finding for finding in found.findings}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{found.file}: drop={name}: no such finding here; choose among {', '.join(sorted(known))}")
+        yield known[name]
+
+
+def _answers(record: Record) -> tuple[str, ...]:
+    if isinstance(record, Preference):
+        return record.chosen, record.rejected
+    if isinstance(record, Ranking):
+        return record.responses
+    if isinstance(record, Demonstration):
+        return (record.messages[-1].content,)
+    return (getattr(record, "response", ""),)
+
+
+def _asked(record: Record) -> Messages:
+    return as_kind((record,), Prompt)[0].messages
+
+
+def _may_write(paths: Iterable[Path], overwrite: bool) -> None:
+    for path in paths:
+        output_type(path)
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path}: exists already; name another file, or say overwrite=true")
+
+
+def _write(
+    files: Sequence[str], wanted: Output, verdict: Callable[[Record], Verdict], *, listed: bool = True, told: bool = False
+) -> Account:
+    """Writes what passes and lists what does not; `listed` names what the verdict removes, unreadable rows always are."""
+    sources = [Path(file).resolve() for file in files]
+    outputs = [wanted.to] if told else [wanted.to, wanted.removed_to]
+    for path in outputs:
+        if path.resolve() in sources:
+            raise ValueError(f"{path}: is what is read; name another file to write")
+    if not told:
+        _may_write(outputs, wanted.overwrite)
+    format = None if wanted.format is None else check_format(wanted.format)
+    reasons: Counter[str] = Counter()
+    rows_in = rows_out = 0
+    make_folder(wanted.to.resolve().parent)
+    with ExitStack() as stack:
+        put: Callable[[bytes], None] | None = None
+
+        def remove(file: str, row: int, reason: str, text: str) -> None:
+            nonlocal put
+            reasons[reason] += 1
+            if told:
+                return
+            if put is None:
+                make_folder(wanted.removed_to.resolve().parent)
+                put = stack.enter_context(staged(wanted.removed_to))
+            put(to_json_line({"file": file, "row": row, "reason": reason, "text": text}))
+
+        def passing() -> Iterator[Record]:
+            nonlocal rows_in, rows_out
+            for file in files:
+                for item in iterate(file, mapping=wanted.mapping):
+                    rows_in += 1
+                    if isinstance(item, BadRow):
+                        remove(file, item.origin.row, item.reason, item.text)
+                        continue
+                    reason = verdict(item)
+                    if reason is None:
+                        rows_out += 1
+                        yield item
+                    elif listed:
+                        assert item.origin is not None
+                        remove(file, item.origin.row, reason, _asked(item)[-1].content[:EXCERPT])
+                    else:
+                        reasons[reason] += 1
+
+        records = passing()
+        first = next(records, None)
+        if first is None:
+            why = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
+            raise ValueError(f"{', '.join(files)}: no row is left to write ({why})")
+        format = format or USUAL[Preference if isinstance(first, Ranking) and wanted.pairs else type(first)]
+        kind = WRITERS[format].kind
+        written = write(
+            wanted.to, (made for record in chain((first,), records) for made in _as(record, kind, wanted.pairs)), format
+        )
+    return Account(
+        rows_in=rows_in,
+        rows_out=rows_out,
+        reasons=dict(reasons),
+        written={str(wanted.to): written},
+        removed_to=wanted.removed_to if put else None,
+    )
+
+
+def _as(record: Record, kind: type[Record], pairs: Literal["all", "ends"] | None) -> Iterable[Record]:
+    if isinstance(record, Ranking) and kind is Preference:
+        if pairs is None:
+            raise DataError(f"{record.origin}: a ranking becomes preferences by pairs=all or pairs=ends; say which")
+        made = record.pairs()
+        return made if pairs == "all" else (made[len(record.responses) - 2],)
+    return as_kind((record,), kind)
