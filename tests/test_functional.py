@@ -22,6 +22,7 @@ def plain(hidden, weight, target, bias=None, scale=1.0, softcap=None):
 @pytest.mark.parametrize(("scale", "softcap", "with_bias"), [(1.0, None, False), (1 / 0.7, None, True), (1.3, 5.0, False)])
 def test_token_log_probs_equal_log_softmax_with_gradients(monkeypatch, chunk, frozen, scale, softcap, with_bias):
     monkeypatch.setattr(functional, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(functional, "TILE_ELEMENTS", chunk)
     g = seeded()
     make = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).float()  # noqa: E731
     hidden, weight, bias = make(9, 8), make(37, 8), make(37) if with_bias else None

@@ -109,7 +109,7 @@ def test_right_and_left_padding_and_any_amount_change_nothing():
 def test_a_long_trunk_makes_no_square_mask():
     """8,000 tokens of one trunk: the masks together stay below 1/20 of a square one."""
     batch = TreeBatch.of([Tree(trunk=tuple(range(3, 8003)), branches=(branch((2,)), branch((2, 3))))])
-    layout = attention.Layout.of(batch)
+    layout = attention.Layout.of(batch, torch.float32)
     assert sum(block.tail.numel() for block in layout.blocks) < 8003**2 / 20
 
 

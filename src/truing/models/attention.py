@@ -2,7 +2,7 @@
 
 Exact softmax attention over the packed row of a `TreeBatch`, block by block, on any device. No mask of [token, token] is ever made:
 a block of queries meets the keys that all of it may see, then a tail of keys under a small mask. Nothing of the size of the
-scores is kept for the backward pass; it is computed again from the log-sum-exp (FlashAttention, Dao et al. 2022, arXiv 2205.14135).
+scores is kept for the backward pass, which computes them again (FlashAttention, Dao et al. 2022, arXiv 2205.14135).
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,8 @@ BUCKET_SCORES = 1 << 16
 """Scores of one head that a bucket of short trees may hold, so that it stays in the cache: 256 KiB a head in fp32."""
 SPREAD = 1.25
 """The longest tree of a bucket over its shortest, at most: what is padded away is wasted."""
+LANES = 32
+"""A bucket's keys are filled up to a multiple of this: a softmax over rows of odd length takes twice as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,28 +143,29 @@ class Layout:
     positions: Tensor
 
     @classmethod
-    def of(cls, batch: TreeBatch, block: int = BLOCK) -> "Layout":
-        device = batch.tokens.device
+    def of(cls, batch: TreeBatch, dtype: torch.dtype, block: int = BLOCK) -> "Layout":
+        """The layout for a model of the given dtype."""
+        mask = torch.zeros((), dtype=dtype, device=batch.tokens.device)
         root = ((0, batch.root),) if batch.root else ()
-        blocks: list[Block] = _long_run(root[0], (), block, device) if root else []
+        blocks: list[Block] = _long_run(root[0], (), block, mask) if root else []
         short: list[TreeSpan] = []
         for span in batch.spans:
             if _size(span) <= block:
                 short.append(span)
                 continue
-            blocks += _long_run(span.trunk, root, block, device)
+            blocks += _long_run(span.trunk, root, block, mask)
             for branch in span.branches:
-                blocks += _long_run(branch, (*root, span.trunk), block, device)
+                blocks += _long_run(branch, (*root, span.trunk), block, mask)
         short.sort(key=_size)
         together: list[TreeSpan] = []
         for span in short:
             crowded = (len(together) + 1) * _size(span) * (batch.root + _size(span)) > BUCKET_SCORES
             if together and (crowded or _size(span) > SPREAD * _size(together[0])):
-                blocks.append(_bucket(together, batch.root, device))
+                blocks.append(_bucket(together, batch.root, mask))
                 together = []
             together.append(span)
         if together:
-            blocks.append(_bucket(together, batch.root, device))
+            blocks.append(_bucket(together, batch.root, mask))
         return cls(blocks=tuple(blocks), positions=batch.positions)
 
 
@@ -170,18 +173,20 @@ def _size(span: TreeSpan) -> int:
     return (span.branches[-1][1] if span.branches else span.trunk[1]) - span.trunk[0]
 
 
-def _long_run(run: tuple[int, int], before: tuple[tuple[int, int], ...], block: int, device: torch.device) -> list[Block]:
-    """A trunk or a branch in pieces of at most `block` queries, each causal in itself."""
+def _long_run(run: tuple[int, int], before: tuple[tuple[int, int], ...], block: int, mask: Tensor) -> list[Block]:
+    """A trunk or a branch in pieces of at most `block` queries, each causal in itself; masks are made like `mask`."""
     pieces: list[Block] = []
     for start in range(run[0], run[1], block):
         end = min(start + block, run[1])
-        causal = torch.full((end - start, end - start), float("-inf"), device=device).triu(1)
+        causal = mask.new_full((end - start, end - start), float("-inf")).triu(1)
         pieces.append(Run(queries=(start, end), keys=(*before, (run[0], end)), tail=causal))
     return pieces
 
 
-def _bucket(spans: Sequence[TreeSpan], root: int, device: torch.device) -> Bucket:
-    slots = max(map(_size, spans))
+def _bucket(spans: Sequence[TreeSpan], root: int, mask: Tensor) -> Bucket:
+    device = mask.device
+    longest = max(map(_size, spans))
+    slots = longest + -(longest + root) % LANES
     index = torch.empty(len(spans), slots, dtype=torch.long)
     hidden = torch.full((len(spans), slots, slots), float("-inf"))
     for row, span in enumerate(spans):
@@ -199,7 +204,7 @@ def _bucket(spans: Sequence[TreeSpan], root: int, device: torch.device) -> Bucke
         real=real.to(device),
         places=real.flatten().nonzero().squeeze(1).to(device),
         tokens=index[real].to(device),
-        hidden=hidden[:, None, None].to(device),
+        hidden=hidden[:, None, None].to(mask),
         root=root,
     )
 
@@ -236,56 +241,51 @@ class _TreeAttention(torch.autograd.Function):
         tokens, heads, _ = query.shape
         keyheads = key.shape[1]
         output = query.new_empty(tokens, heads, value.shape[-1])
-        normalisers: list[Tensor] = []
+        query = query * scale
         for block in layout.blocks:
-            scores, _ = _scores(block.rows(query, keyheads), block.seen(key), block, layout.positions, scale, window, softcap)
-            # by hand, because logsumexp followed by exp takes several times as long
-            highest = scores.amax(-1, keepdim=True)
-            weights = scores.sub_(highest).exp_()
-            total = weights.sum(-1, keepdim=True)
-            normalisers.append(highest.add_(total.log()))
-            block.put(output, torch.bmm(weights.to(value.dtype), block.seen(value)).div_(total))
-        ctx.save_for_backward(query, key, value, output, *normalisers)
+            weights, _ = _weights(block.rows(query, keyheads), block.seen(key), block, layout.positions, window, softcap)
+            block.put(output, torch.bmm(weights, block.seen(value)))
+        ctx.save_for_backward(query, key, value)
         ctx.options = layout, scale, window, softcap
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        query, key, value, output, *normalisers = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         layout, scale, window, softcap = ctx.options
         keyheads = key.shape[1]
         query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
         key_grad = torch.zeros(key.shape, dtype=torch.float32, device=key.device)
         value_grad = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-        # sum over the value width of (gradient x output): what softmax's backward subtracts from every score of a row
-        delta = (grad.float() * output.float()).sum(-1, keepdim=True)
-        for block, normaliser in zip(layout.blocks, normalisers, strict=True):
+        for block in layout.blocks:
             queries, keys, values = block.rows(query, keyheads), block.seen(key), block.seen(value)
-            scores, inner = _scores(queries, keys, block, layout.positions, scale, window, softcap)
-            weights = scores.sub_(normaliser).exp_()
+            weights, inner = _weights(queries, keys, block, layout.positions, window, softcap)
             above = block.arriving(grad, keyheads)
-            slope = torch.bmm(above, values.transpose(1, 2)).float().sub_(block.arriving(delta, keyheads)).mul_(weights)
-            block.add(value_grad, torch.bmm(weights.to(values.dtype).transpose(1, 2), above))
+            block.add(value_grad, torch.bmm(weights.transpose(1, 2), above))
+            slope = torch.bmm(above, values.transpose(1, 2))
+            slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
             if inner is not None:
-                slope.mul_(1 - inner.square())
-            slope = slope.mul_(scale).to(keys.dtype)
+                slope = (slope * (1 - inner.square())).to(weights.dtype)
             block.put(query_grad, torch.bmm(slope, keys))
             block.add(key_grad, torch.bmm(slope.transpose(1, 2), queries))
-        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None, None, None
+        return query_grad.mul_(scale), key_grad.to(key.dtype), value_grad.to(value.dtype), None, None, None, None
 
 
-def _scores(
-    queries: Tensor, keys: Tensor, block: Block, positions: Tensor, scale: float, window: int | None, softcap: float | None
+def _weights(
+    queries: Tensor, keys: Tensor, block: Block, positions: Tensor, window: int | None, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Scaled, capped and masked scores in fp32, and tanh's value where a softcap is in force."""
-    scores = torch.bmm(queries, keys.transpose(1, 2)).float().mul_(scale)
+    """The softmax of the capped and masked scores, and tanh's value where a softcap is in force. Queries come scaled.
+
+    Scores have the model's dtype; the softmax is taken in fp32, whose sums never touch memory.
+    """
+    scores = torch.bmm(queries, keys.transpose(1, 2))
     inner = None
     if softcap is not None:
-        inner = torch.tanh(scores / softcap)
+        inner = torch.tanh(scores.float() / softcap)
         scores = inner * softcap
     block.mask(scores, positions, window)
-    return scores, inner
+    return scores.softmax(-1).to(keys.dtype), inner
 
 
 def _no_mask(*_args: Any, **_options: Any) -> None:

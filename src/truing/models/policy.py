@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from truing.data.tree import Branch, Tree, TreeBatch
 from truing.functional import segment_sum, token_log_probs
 from truing.models import attention
+from truing.models.fused import fuse
 
 LayoutName = Literal["tree", "plain"]
 PROBE_TOLERANCE = 5e-4
@@ -68,7 +69,7 @@ class Policy(nn.Module):
                 input_ids=batch.tokens[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
-                tree_layout=attention.Layout.of(batch, self.block),
+                tree_layout=attention.Layout.of(batch, self.model.dtype, self.block),
             )
             states: Tensor = output.last_hidden_state[0]
             return states.index_select(0, at)
@@ -144,6 +145,7 @@ def probe(model: PreTrainedModel) -> Probed:
     vocabulary, device = model.config.get_text_config().vocab_size, next(model.parameters()).device
     batch = TreeBatch.of(_probe_trees(vocabulary), device)
     own = Policy(model, layout="plain", chunked_head=False).log_probs(batch)
+    fuse(model)
     reason = _unsupported(model)
     if reason is None:
         try:

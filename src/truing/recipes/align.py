@@ -158,26 +158,36 @@ def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
 
     began = time.monotonic()
     found: dict[str, Measured] = {}
-    for name, place in models.items():
+    for name in models:
         path = folder / f"{name}.json"
         if path.is_file():
             found[name] = Measured(**json.loads(path.read_bytes()))
             step += 3
-            continue
-        policy, _ = load_policy(model_path(place) if isinstance(place, Path) else place, dtype)
-        reference = None if name == "sft" else load_policy(model_path(config.run / "sft"), dtype)[0]
+    missing = [name for name in ("sft", "base", "tuned") if name not in found]  # SFT first: it is what the others diverge from
+    reference = load_policy(model_path(config.run / "sft"), dtype)[0] if missing else None
+    for name in missing:
+        place = models[name]
+        policy = reference if name == "sft" else load_policy(model_path(place) if isinstance(place, Path) else place, dtype)[0]
+        assert policy is not None
         outcomes = json.loads(measured_in_training[name].read_bytes())["outcomes"] if name in measured_in_training else None
-        prefers = None if outcomes is None else [outcomes[place] for place in held.places]
-        measured = alignment.measure(
-            policy, reference, held, config.answers, prefers=prefers, kl_prompts=config.kl_prompts, seed=config.seed, tick=tick
+        found[name] = alignment.measure(
+            policy,
+            None if name == "sft" else reference,
+            held,
+            config.answers,
+            prefers=None if outcomes is None else [outcomes[place] for place in held.places],
+            kl_prompts=config.kl_prompts,
+            seed=config.seed,
+            tick=tick,
         )
-        found[name] = measured
-        write_file(path, to_json(measured.as_json()))
-        del policy, reference  # before the next two are loaded
+        write_file(folder / f"{name}.json", to_json(found[name].as_json()))
+        del policy  # before the next is loaded
         give_back()
+    del reference
+    give_back()
     judge = load_reward_model(config.run / "reward_model", dtype)
     for measured in found.values():
         measured.rewards = alignment.rewards_of(judge, held, measured)
     for sink in sinks:
         sink.done("finished", "")
-    return found
+    return {name: found[name] for name in models}

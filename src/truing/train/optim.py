@@ -1,18 +1,26 @@
 """AdamW with fp32 masters, the learning-rate schedule, and clipping by the global norm.
 
-Weights in bf16 have a master copy in fp32 that takes the update and is rounded back (plain AdamW on bf16 loses every update
-smaller than 1/256 of the weight). Weights in fp32 are their own masters.
+Plain AdamW on bf16 loses every update smaller than 1/256 of the weight. So weights in bf16 have a master copy in fp32 that takes the
+update and is rounded back; or, without one, are rounded up or down by chance, right on average. Weights in fp32 are their own masters.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.optim.adamw import adamw
+
+from truing.randomness import counted_seed
+
+AT_ONCE = 1 << 18
+"""Numbers updated at once: gradient, weight and moments together stay in the cache."""
+NOISE_STRIDE = 40503
+"""Neighbouring groups of weights read the noise of a step from places this far apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,8 @@ class Optimizer:
     """Decoupled decay of matrices; vectors (norms, biases) never decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global norm when they exceed it."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """How bf16 weights keep small updates: an fp32 master each, rounded to nearest; or none, rounded up or down by chance (less memory)."""
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of step 0, 1, ..., total - 1."""
@@ -50,53 +60,109 @@ class Optimizer:
 
 
 class AdamW:
-    """Decoupled weight decay Adam (Loshchilov and Hutter 2019, arXiv 1711.05101) over named parameters, one parameter at a time.
+    """Decoupled weight decay Adam (Loshchilov and Hutter 2019, arXiv 1711.05101) over named parameters, some numbers at a time.
 
-    One at a time, so that the fp32 copy of a bf16 gradient never exists for the whole model at once.
+    A few at a time, so that the fp32 copy of a bf16 gradient never exists for the whole model and what is worked on stays in the cache.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], settings: Optimizer) -> None:
         self.parameters = dict(parameters)
         self.settings = settings
-        self.masters = {name: p.detach().float().clone() for name, p in self.parameters.items() if p.dtype != torch.float32}
+        narrow = {name: p for name, p in self.parameters.items() if p.dtype != torch.float32 and settings.rounding == "nearest"}
+        self.masters = {name: p.detach().float().clone() for name, p in narrow.items()}
         self.first = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
         self.second = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
+        self.scratch = torch.empty(2, AT_ONCE, device=next(iter(self.parameters.values())).device)
         self.steps = 0
 
     def grad_norm(self) -> float:
         """Global L2 norm of the gradients, in fp32."""
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in self.parameters.values() if p.grad is not None]
+        # piece by piece, because a norm in another dtype copies all of its input first
+        norms = [
+            torch.linalg.vector_norm(piece.float())
+            for parameter in self.parameters.values()
+            if parameter.grad is not None
+            for piece in parameter.grad.reshape(-1).split(AT_ONCE)
+        ]
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
     def step(self, lr: float, norm: float) -> None:
         """Clip by the global norm found before, update, and drop the gradients."""
-        s = self.settings
-        scale = min(1.0, s.max_grad_norm / (norm + 1e-6))
+        scale = min(1.0, self.settings.max_grad_norm / (norm + 1e-6))
+        noise = self._noise() if self.settings.rounding == "stochastic" else None
+        for number, pieces in enumerate(self._groups()):
+            self._update(pieces, lr, scale, noise[number * NOISE_STRIDE % AT_ONCE :] if noise is not None else None)
+        self.steps += 1
+        self.drop_gradients()
+
+    def _groups(self) -> Iterator[list[tuple[str, slice]]]:
+        """Pieces of parameters with a gradient, at most `AT_ONCE` numbers together, all of which decay or none."""
+        group: list[tuple[str, slice]] = []
+        room = AT_ONCE
+        decays = False
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 continue
-            master = self.masters.get(name, parameter.data)
-            adamw(
-                [master],
-                [parameter.grad.float() * scale],
-                [self.first[name]],
-                [self.second[name]],
-                [],
-                [torch.tensor(float(self.steps), device=master.device)],
-                fused=True,
-                amsgrad=False,
-                beta1=s.beta1,
-                beta2=s.beta2,
-                lr=lr,
-                weight_decay=s.weight_decay if parameter.ndim > 1 else 0.0,
-                eps=s.eps,
-                maximize=False,
-            )
-            if name in self.masters:
-                parameter.copy_(master)
-        self.steps += 1
-        self.drop_gradients()
+            if group and decays != (parameter.ndim > 1):
+                yield group
+                group, room = [], AT_ONCE
+            decays = parameter.ndim > 1
+            start = 0
+            while start < parameter.numel():
+                end = min(start + room, parameter.numel())
+                group.append((name, slice(start, end)))
+                room -= end - start
+                start = end
+                if not room:
+                    yield group
+                    group, room = [], AT_ONCE
+        if group:
+            yield group
+
+    def _update(self, pieces: Sequence[tuple[str, slice]], lr: float, scale: float, noise: Tensor | None) -> None:
+        s = self.settings
+        weights, grads, first, second = [], [], [], []
+        at = 0
+        for name, cut in pieces:
+            parameter = self.parameters[name]
+            assert parameter.grad is not None
+            place = slice(at, at + cut.stop - cut.start)
+            at = place.stop
+            grads.append(self.scratch[0][place].copy_(parameter.grad.reshape(-1)[cut]))
+            own = self.masters.get(name, parameter.data).view(-1)[cut]
+            weights.append(own if own.dtype == torch.float32 else self.scratch[1][place].copy_(own))
+            first.append(self.first[name].view(-1)[cut])
+            second.append(self.second[name].view(-1)[cut])
+        if scale < 1.0:
+            self.scratch[0][:at].mul_(scale)
+        adamw(
+            weights,
+            grads,
+            first,
+            second,
+            [],
+            [torch.tensor(float(self.steps), device=weight.device) for weight in weights],
+            fused=True,
+            amsgrad=False,
+            beta1=s.beta1,
+            beta2=s.beta2,
+            lr=lr,
+            weight_decay=s.weight_decay if self.parameters[pieces[0][0]].ndim > 1 else 0.0,
+            eps=s.eps,
+            maximize=False,
+        )
+        if noise is not None:
+            _round_stochastically(self.scratch[1][:at], noise[:at])
+        for (name, cut), weight in zip(pieces, weights, strict=True):
+            if self.parameters[name].dtype != torch.float32:
+                self.parameters[name].data.view(-1)[cut] = weight
+
+    def _noise(self) -> Tensor:
+        """What stochastic rounding adds below the last bit kept: random for each weight, drawn anew for each step."""
+        device = next(iter(self.parameters.values())).device
+        generator = torch.Generator().manual_seed(counted_seed(0, "rounding", self.steps))
+        return torch.randint(0, 1 << 16, (2 * AT_ONCE,), dtype=torch.int32, generator=generator).to(device)
 
     def drop_gradients(self) -> None:
         for parameter in self.parameters.values():
@@ -111,3 +177,8 @@ class AdamW:
             for name, tensor in mine.items():
                 tensor.copy_(tensors[group][name])
         self.steps = steps
+
+
+def _round_stochastically(values: Float[Tensor, " weight"], noise: Int[Tensor, " weight"]) -> None:
+    """Make fp32 values exact in bf16, in place: up with the probability by which they are nearer to the upper neighbour."""
+    values.view(torch.int32).add_(noise).bitwise_and_(-(1 << 16))

@@ -1,0 +1,100 @@
+"""Root-mean-square norms and gated feed-forward layers with fewer passes over memory and half as much kept for the backward pass.
+
+`fuse` replaces the forward of those modules of a model whose own output these functions reproduce, found by trying, not by name. What is
+computed stays the same: in fp32 to rounding, in bf16 with the same roundings in the same places.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ROWS = 3
+"""Rows on which a module and its replacement are compared."""
+
+
+class _RootMeanSquareNorm(torch.autograd.Function):
+    """y = x / sqrt(mean(x^2) + eps), rounded to the dtype of x, times w (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.float32, copy=True)
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = wide.mul_(inverse).to(x.dtype)
+        ctx.save_for_backward(normed, weight, inverse)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        normed, weight, inverse = ctx.saved_tensors
+        slope = grads[0].to(torch.float32, copy=True)
+        wide = normed.float()
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = (slope * wide).flatten(0, -2).sum(0).to(weight.dtype)  # einsum takes fifty times as long
+        slope.mul_(weight)
+        along = torch.linalg.vecdot(slope, wide).unsqueeze(-1).div_(-normed.shape[-1])
+        return slope.addcmul_(wide, along).mul_(inverse).to(normed.dtype), weight_grad, None
+
+
+class _GatedSiLU(torch.autograd.Function):
+    """silu(gate) * up (Shazeer 2020, arXiv 2002.05202, eq. 6); silu(gate) is computed again going back."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        up_grad = nn.functional.silu(gate).mul_(grads[0])
+        return torch.ops.aten.silu_backward(grads[0] * up, gate), up_grad
+
+
+def fuse(model: nn.Module) -> int:
+    """Replace what can be replaced, in place; returns the number of modules. Calling it again changes nothing."""
+    return sum(_replaced(module) for module in model.modules())
+
+
+def _replaced(module: nn.Module) -> bool:
+    if "forward" in vars(module):
+        return False
+    if type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), Tensor):
+        forward, width = _norm(module), module.weight.shape[-1]
+    elif all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj")):
+        forward, width = _feed_forward(module), module.gate_proj.in_features
+    else:
+        return False
+    if not _agrees(module, forward, width):
+        return False
+    module.forward = forward
+    return True
+
+
+def _norm(module: nn.Module) -> Any:
+    eps = next((float(value) for value in (getattr(module, name, None) for name in ("variance_epsilon", "eps")) if value), 0.0)
+
+    def forward(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        result: Tensor = _RootMeanSquareNorm.apply(x, module.weight, eps)
+        return result
+
+    return forward
+
+
+def _feed_forward(module: Any) -> Any:
+    def forward(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        result: Tensor = module.down_proj(_GatedSiLU.apply(module.gate_proj(x), module.up_proj(x)))
+        return result
+
+    return forward
+
+
+@torch.no_grad()
+def _agrees(module: nn.Module, forward: Any, width: int) -> bool:
+    weight = next(module.parameters())
+    x = torch.linspace(-2.0, 3.0, ROWS * width, device=weight.device).sin().view(1, ROWS, width).to(weight.dtype)
+    own, found = module(x).float(), forward(x).float()
+    tolerance = 1e-5 if weight.dtype == torch.float32 else 2**-7
+    return own.shape == found.shape and bool((own - found).abs().max() <= tolerance * own.abs().max())
