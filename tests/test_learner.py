@@ -317,3 +317,61 @@ def test_the_learner_reports_norm_and_rate_and_clips() -> None:
     moved.update(Imitation(loss=NLL()), batches)
     clipped = math.sqrt(sum(float((g * g).sum()) for g in moved.optimizer.first.values()))
     assert clipped == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_trap_19_stochastic_rounding_keeps_small_updates_on_average() -> None:
+    """100 steps of 1e-4 on weights of 1.0, whose neighbours in bf16 are 1/256 below: nearest loses all, chance keeps the mean."""
+    parameter = torch.ones(4096, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = AdamW({"w": parameter}, Optimizer(lr=1e-4, rounding="stochastic"))
+    for _ in range(100):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step(1e-4, optimizer.grad_norm())
+    assert optimizer.masters == {}
+    mean = parameter.detach().double().mean().item()  # 0.99; deviation of the mean: sqrt(100 * 1e-4 / 256 / 4096), about 1e-4
+    assert abs(mean - 0.99) < 5e-4
+    assert set(parameter.tolist()) <= {1 - k / 256 for k in range(60)}
+
+
+def test_stochastic_rounding_is_counted_by_step_and_unbiased() -> None:
+    """A value 1/4 of the way between neighbours goes up a quarter of the time; exact values stay; the same step rounds the same."""
+    from truing.train.optim import _round_stochastically
+
+    low = 1.0 + 0.25 / 128
+    values = torch.full((65536,), low)
+    _round_stochastically(values, torch.arange(65536, dtype=torch.int32))
+    assert sorted(set(values.tolist())) == [1.0, 1.0 + 1 / 128]
+    assert (values > 1.0).float().mean().item() == 0.25
+    exact = torch.tensor([1.0, -2.5, 0.0, 1e-30]).bfloat16().float()
+    rounded = exact.clone()
+    _round_stochastically(rounded, torch.full((4,), 65535, dtype=torch.int32))
+    assert torch.equal(rounded, exact)
+    finals = []
+    for _ in range(2):
+        parameter = torch.linspace(-1, 1, 999).bfloat16().requires_grad_()
+        optimizer = AdamW({"w": parameter}, Optimizer(lr=1e-3, rounding="stochastic"))
+        for _ in range(3):
+            parameter.grad = torch.ones_like(parameter)
+            optimizer.step(1e-3, optimizer.grad_norm())
+        finals.append(parameter.detach().clone())
+    assert torch.equal(*finals)
+
+
+def test_updates_do_not_depend_on_how_many_numbers_are_updated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from truing.train import optim
+
+    finals = []
+    for at_once in (7, 64, 10**6):
+        monkeypatch.setattr(optim, "AT_ONCE", at_once)
+        g = torch.Generator().manual_seed(0)
+        parameters = {name: torch.randn(*shape, generator=g).bfloat16().requires_grad_() for name, shape in SHAPES.items()}
+        optimizer = AdamW(parameters, Optimizer(weight_decay=0.1, max_grad_norm=0.5))
+        for _ in range(3):
+            for parameter in parameters.values():
+                parameter.grad = torch.randn(parameter.shape, generator=g).bfloat16()
+            optimizer.step(1e-2, optimizer.grad_norm())
+        finals.append(torch.cat([optimizer.masters[name].flatten() for name in SHAPES]))
+    torch.testing.assert_close(finals[0], finals[1], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(finals[1], finals[2], rtol=1e-6, atol=1e-7)
+
+
+SHAPES = {"a": (5, 9), "norm": (13,), "b": (20, 3), "bias": (4,)}

@@ -18,25 +18,27 @@ from transformers.masking_utils import AttentionMaskInterface
 from truing.data.tree import TreeBatch, TreeSpan
 
 NAME = "truing_tree"
-BLOCK = 256
+BLOCK = 384
 """Queries of a long run handled at once. A tree no longer than this is handled whole, together with others of about its length."""
 BUCKET_SCORES = 1 << 16
 """Scores of one head that a bucket of short trees may hold, so that it stays in the cache: 256 KiB a head in fp32."""
 SPREAD = 1.25
 """The longest tree of a bucket over its shortest, at most: what is padded away is wasted."""
 LANES = 32
-"""A bucket's keys are filled up to a multiple of this: a softmax over rows of odd length takes twice as long."""
+"""Keys are filled up to a multiple of this: a softmax over rows of odd length takes twice as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Up to `BLOCK` queries of one long trunk or branch, and the runs of keys that they see.
+    """Neighbouring queries, up to `BLOCK` of a long trunk or branch or one short tree, and the runs of keys that they see.
 
-    Example: the second 256 tokens of a long trunk are `Run(queries=(256, 512), keys=((0, 512),), tail=<256 x 256>)`.
+    Example: the second 384 tokens of a long trunk are `Run(queries=(384, 768), keys=((0, 768),), empty=0, tail=<384 x 384>)`.
     """
 
     queries: tuple[int, int]
     keys: tuple[tuple[int, int], ...]
+    empty: int
+    """Keys that stand for nothing, behind the others, hidden by the tail."""
     tail: Float[Tensor, "query tail"]
     """Added to the scores of the last keys: 0 where a query sees a key, minus infinity where not; earlier keys are seen by all."""
 
@@ -47,7 +49,8 @@ class Run:
         grouped[..., -self.tail.shape[1] :] += self.tail
         if window is not None:
             seen = torch.cat([positions[a:b] for a, b in self.keys])
-            grouped.masked_fill_(positions[start:end, None] - seen[None, :] >= window, float("-inf"))
+            near = grouped[..., : len(seen)]
+            near.masked_fill_(positions[start:end, None] - seen[None, :] >= window, float("-inf"))
 
     def rows(self, tensor: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
         """The queries' rows as [keyhead, head of it x query, width]."""
@@ -56,6 +59,8 @@ class Run:
     def seen(self, tensor: Float[Tensor, "token keyhead width"]) -> Tensor:
         """The keys' rows as [keyhead, key, width]."""
         parts = [tensor[start:end] for start, end in self.keys]
+        if self.empty:
+            parts.append(tensor.new_zeros(self.empty, *tensor.shape[1:]))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
 
     def arriving(self, gradient: Float[Tensor, "token head width"], keyheads: int) -> Tensor:
@@ -161,11 +166,11 @@ class Layout:
         for span in short:
             crowded = (len(together) + 1) * _size(span) * (batch.root + _size(span)) > BUCKET_SCORES
             if together and (crowded or _size(span) > SPREAD * _size(together[0])):
-                blocks.append(_bucket(together, batch.root, mask))
+                blocks.append(_together(together, batch.root, mask))
                 together = []
             together.append(span)
         if together:
-            blocks.append(_bucket(together, batch.root, mask))
+            blocks.append(_together(together, batch.root, mask))
         return cls(blocks=tuple(blocks), positions=batch.positions)
 
 
@@ -179,8 +184,34 @@ def _long_run(run: tuple[int, int], before: tuple[tuple[int, int], ...], block: 
     for start in range(run[0], run[1], block):
         end = min(start + block, run[1])
         causal = mask.new_full((end - start, end - start), float("-inf")).triu(1)
-        pieces.append(Run(queries=(start, end), keys=(*before, (run[0], end)), tail=causal))
+        pieces.append(_run((start, end), (*before, (run[0], end)), causal))
     return pieces
+
+
+def _run(queries: tuple[int, int], keys: tuple[tuple[int, int], ...], tail: Tensor) -> Run:
+    empty = -sum(end - start for start, end in keys) % LANES
+    return Run(queries=queries, keys=keys, empty=empty, tail=nn.functional.pad(tail, (0, empty), value=float("-inf")))
+
+
+def _together(spans: Sequence[TreeSpan], root: int, mask: Tensor) -> Block:
+    """One short tree is a run; several make a bucket."""
+    if len(spans) > 1:
+        return _bucket(spans, root, mask)
+    (span,) = spans
+    own = (span.trunk[0], span.trunk[0] + _size(span))
+    return _run(own, ((0, root), own) if root else (own,), _within(span, _size(span)).to(mask))
+
+
+def _within(span: TreeSpan, slots: int) -> Float[Tensor, "slot slot_"]:
+    """Which slots of one tree see which: 0 or minus infinity. Empty slots see the first, or their softmax would be 0/0."""
+    hidden = torch.full((slots, slots), float("-inf"))
+    start, size = span.trunk[0], _size(span)
+    hidden[size:, 0] = 0.0
+    trunk = span.trunk[1] - start
+    for a, b in (span.trunk, *span.branches):
+        hidden[a - start : b - start, :trunk] = 0.0
+        hidden[a - start : b - start, a - start : b - start] = torch.full((b - a, b - a), float("-inf")).triu(1)
+    return hidden
 
 
 def _bucket(spans: Sequence[TreeSpan], root: int, mask: Tensor) -> Bucket:
@@ -188,15 +219,10 @@ def _bucket(spans: Sequence[TreeSpan], root: int, mask: Tensor) -> Bucket:
     longest = max(map(_size, spans))
     slots = longest + -(longest + root) % LANES
     index = torch.empty(len(spans), slots, dtype=torch.long)
-    hidden = torch.full((len(spans), slots, slots), float("-inf"))
     for row, span in enumerate(spans):
         start, size = span.trunk[0], _size(span)
         index[row] = torch.where(torch.arange(slots) < size, start + torch.arange(slots), start)
-        hidden[row, size:, 0] = 0.0  # empty slots see something, or their softmax would be 0/0
-        trunk = span.trunk[1] - start
-        for a, b in (span.trunk, *span.branches):
-            hidden[row, a - start : b - start, :trunk] = 0.0
-            hidden[row, a - start : b - start, a - start : b - start] = torch.full((b - a, b - a), float("-inf")).triu(1)
+    hidden = torch.stack([_within(span, slots) for span in spans])
     sizes = torch.tensor([_size(span) for span in spans])
     real = torch.arange(slots)[None, :] < sizes[:, None]
     return Bucket(

@@ -94,7 +94,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         stages = _stages(config)
         for name, stage in stages.items():
             stage(sinks)
-            give_back()
+            give_back(all_of_it=True)
             assert (config.run / name / "model").is_dir()
         measured = _compare(config, sinks)
         result = alignment.result(measured, seed=config.seed)
@@ -182,9 +182,9 @@ def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
         )
         write_file(folder / f"{name}.json", to_json(found[name].as_json()))
         del policy  # before the next is loaded
-        give_back()
+        give_back(all_of_it=True)
     del reference
-    give_back()
+    give_back(all_of_it=True)
     judge = load_reward_model(config.run / "reward_model", dtype)
     for measured in found.values():
         measured.rewards = alignment.rewards_of(judge, held, measured)
