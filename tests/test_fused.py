@@ -1,4 +1,4 @@
-"""Fused norms and gated layers: the same numbers as the modules they stand in for, going forward and back, and nothing else replaced."""
+"""Fused norms and gated layers: the same numbers as the modules they stand in for, both ways, and nothing else replaced."""
 
 import pytest
 import torch

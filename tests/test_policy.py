@@ -161,14 +161,7 @@ def test_other_families_fall_back_to_the_plain_layout_with_a_reason_and_the_same
 
 def test_the_probe_finds_a_leak_between_siblings(monkeypatch):
     """With every earlier token visible, the numbers are off and the model runs plain."""
-    whole = attention._bucket
-
-    def leaky(spans, root, device):
-        bucket = whole(spans, root, device)
-        seen = torch.full_like(bucket.hidden, float("-inf")).triu(1)
-        return replace(bucket, hidden=seen)
-
-    monkeypatch.setattr(attention, "_bucket", leaky)
+    monkeypatch.setattr(attention, "_within", lambda span, slots: torch.full((slots, slots), float("-inf")).triu(1))
     found = probe(make_tiny_llama())
     assert found.policy.layout == "plain"
     assert found.reason_for_plain

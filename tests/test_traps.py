@@ -164,6 +164,7 @@ TRAPS = {
             "test_functional.py::test_log_sum_exp_is_taken_in_fp32_for_bf16_models",
             "test_traps_scoring.py::test_trap_19_the_reward_head_is_in_fp32_on_a_bf16_model",
             "test_sampler.py::test_trap_19_a_rollout_leaves_the_weights_dtype_alone",
+            "test_learner.py::test_trap_19_stochastic_rounding_keeps_small_updates_on_average",
             "test_learner.py::test_trap_19_bf16_weights_keep_fp32_masters_so_that_small_updates_add_up",
             "test_learner.py::test_trap_19_masters_in_training_and_in_the_checkpoint",
         ),

@@ -117,7 +117,7 @@ def _logits(
 
 
 def _logit_slopes(softmax: Tensor, inner: Tensor | None, target: Tensor, scale: float) -> Tensor:
-    """d log p(target) / d raw logit = (onehot - softmax) * scale * (1 - tanh^2), in place; targets outside of the tile have no column."""
+    """d log p(target) / d raw logit = (onehot - softmax) * scale * (1 - tanh^2), in place; some targets lie outside of the tile."""
     slope = softmax.neg_()
     rows = ((target >= 0) & (target < slope.shape[1])).nonzero().squeeze(1)
     slope[rows, target[rows]] += 1.0

@@ -1,7 +1,7 @@
-"""Freed memory goes back to the system when it piles up: with batches of ever new sizes glibc would keep it in pieces too small to use.
+"""Freed memory goes back to the system when it piles up: with batches of ever new sizes glibc would keep it in pieces too small.
 
-Measured on DPO of a 135M model with adapters: 2.0 GB and growing after 28 micro-batches without, 1.2 GB with. Giving it all back after
-every batch would cost 5 to 8% of the time, since each page must then be asked for again; so it is done when much has piled up.
+Measured on DPO of a 135M model with adapters: 2.0 GB and growing after 28 micro-batches without, 1.2 GB with. Giving it all back
+after every batch would cost 5 to 8% of the time, since each page must then be asked for again; so it is done if much has piled up.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Root-mean-square norms and gated feed-forward layers with fewer passes over memory and half as much kept for the backward pass.
 
-`fuse` replaces the forward of those modules of a model whose own output these functions reproduce, found by trying, not by name. What is
-computed stays the same: in fp32 to rounding, in bf16 with the same roundings in the same places.
+`fuse` replaces the forward of those modules of a model whose own output these functions reproduce, found by trying, not by name.
+What is computed stays the same: in fp32 to rounding, in bf16 with the same roundings in the same places.
 """
 
 from typing import Any
@@ -58,7 +58,7 @@ def fuse(model: nn.Module) -> int:
     return sum(_replaced(module) for module in model.modules())
 
 
-def _replaced(module: nn.Module) -> bool:
+def _replaced(module: Any) -> bool:
     if "forward" in vars(module):
         return False
     if type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), Tensor):

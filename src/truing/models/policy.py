@@ -201,5 +201,6 @@ def _probe_trees(vocabulary: int, rewritten: int | None = None) -> Sequence[Tree
     return (
         Tree(trunk=root + run(1, 3), branches=(branch(0, 4), branch(1, 3), branch(2, 1))),
         Tree(trunk=root + run(2, 2), branches=(branch(3, 3),)),
-        Tree(trunk=root + run(3, PROBE_BLOCK + 3), branches=(branch(4, 9), branch(5, PROBE_BLOCK + 2))),
+        Tree(trunk=root + run(4, 3), branches=(branch(4, 4), branch(5, 3))),  # so like the first that both are handled together
+        Tree(trunk=root + run(3, PROBE_BLOCK + 3), branches=(branch(6, 9), branch(7, PROBE_BLOCK + 2))),
     )

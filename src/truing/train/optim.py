@@ -1,7 +1,8 @@
 """AdamW with fp32 masters, the learning-rate schedule, and clipping by the global norm.
 
-Plain AdamW on bf16 loses every update smaller than 1/256 of the weight. So weights in bf16 have a master copy in fp32 that takes the
-update and is rounded back; or, without one, are rounded up or down by chance, right on average. Weights in fp32 are their own masters.
+Plain AdamW on bf16 loses every update smaller than 1/256 of the weight. So weights in bf16 have a master copy in fp32 that takes
+the update and is rounded back; or, without one, they are rounded up or down by chance, right on average. Weights in fp32 are their
+own masters.
 """
 
 import math
@@ -44,7 +45,7 @@ class Optimizer:
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global norm when they exceed it."""
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    """How bf16 weights keep small updates: an fp32 master each, rounded to nearest; or none, rounded up or down by chance (less memory)."""
+    """How bf16 weights keep small updates: by fp32 masters, rounded to nearest; or, in less memory, rounded by chance."""
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of step 0, 1, ..., total - 1."""
@@ -62,7 +63,7 @@ class Optimizer:
 class AdamW:
     """Decoupled weight decay Adam (Loshchilov and Hutter 2019, arXiv 1711.05101) over named parameters, some numbers at a time.
 
-    A few at a time, so that the fp32 copy of a bf16 gradient never exists for the whole model and what is worked on stays in the cache.
+    Few at a time, so that no fp32 copy of all bf16 gradients ever exists, and what is worked on stays in the cache.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], settings: Optimizer) -> None:
@@ -72,7 +73,6 @@ class AdamW:
         self.masters = {name: p.detach().float().clone() for name, p in narrow.items()}
         self.first = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
         self.second = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
-        self.scratch = torch.empty(2, AT_ONCE, device=next(iter(self.parameters.values())).device)
         self.steps = 0
 
     def grad_norm(self) -> float:
@@ -91,8 +91,9 @@ class AdamW:
         """Clip by the global norm found before, update, and drop the gradients."""
         scale = min(1.0, self.settings.max_grad_norm / (norm + 1e-6))
         noise = self._noise() if self.settings.rounding == "stochastic" else None
+        scratch = torch.empty(2, AT_ONCE, device=next(iter(self.parameters.values())).device)
         for number, pieces in enumerate(self._groups()):
-            self._update(pieces, lr, scale, noise[number * NOISE_STRIDE % AT_ONCE :] if noise is not None else None)
+            self._update(pieces, lr, scale, noise[number * NOISE_STRIDE % AT_ONCE :] if noise is not None else None, scratch)
         self.steps += 1
         self.drop_gradients()
 
@@ -120,7 +121,14 @@ class AdamW:
         if group:
             yield group
 
-    def _update(self, pieces: Sequence[tuple[str, slice]], lr: float, scale: float, noise: Tensor | None) -> None:
+    def _update(
+        self,
+        pieces: Sequence[tuple[str, slice]],
+        lr: float,
+        scale: float,
+        noise: Tensor | None,
+        scratch: Float[Tensor, "two weight"],
+    ) -> None:
         s = self.settings
         weights, grads, first, second = [], [], [], []
         at = 0
@@ -129,13 +137,13 @@ class AdamW:
             assert parameter.grad is not None
             place = slice(at, at + cut.stop - cut.start)
             at = place.stop
-            grads.append(self.scratch[0][place].copy_(parameter.grad.reshape(-1)[cut]))
+            grads.append(scratch[0][place].copy_(parameter.grad.reshape(-1)[cut]))
             own = self.masters.get(name, parameter.data).view(-1)[cut]
-            weights.append(own if own.dtype == torch.float32 else self.scratch[1][place].copy_(own))
+            weights.append(own if own.dtype == torch.float32 else scratch[1][place].copy_(own))
             first.append(self.first[name].view(-1)[cut])
             second.append(self.second[name].view(-1)[cut])
         if scale < 1.0:
-            self.scratch[0][:at].mul_(scale)
+            scratch[0][:at].mul_(scale)
         adamw(
             weights,
             grads,
@@ -153,7 +161,7 @@ class AdamW:
             maximize=False,
         )
         if noise is not None:
-            _round_stochastically(self.scratch[1][:at], noise[:at])
+            _round_stochastically(scratch[1][:at], noise[:at])
         for (name, cut), weight in zip(pieces, weights, strict=True):
             if self.parameters[name].dtype != torch.float32:
                 self.parameters[name].data.view(-1)[cut] = weight
