@@ -170,3 +170,34 @@ def test_a_rank_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose a run folder on a disk that all ranks share"):
         Run.follow(tmp_path / "run", **pace)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_whole_way_on_two_ranks_compares_once_and_equals_one(
+    zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    results = []
+    for ranks in (1, RANKS):
+        folder, log = tmp_path / str(ranks) / "run", tmp_path / f"{ranks}.log"
+        argv = [
+            *("align", f"data.path={pairs_file}", "data.held_out_by=null", "data.held_out=[]", "data.held_out_share=0.3"),
+            *(f"model={tiny_model_folder}", "dtype=fp32", "lora=null", "kl_prompts=2", "answers.max_tokens=5", f"run={folder}"),
+            *("sft.lr=1e-4", "reward_model.lr=1e-4", "preference.lr=1e-4", "data.rows=16", "loss.beta=0.1"),
+        ]
+        assert zygote(argv, log, ranks=ranks) == [0] * ranks, log.read_text()
+        assert log.read_text().count("on your own preferences") == 1, "one rank reports"
+        result = json.loads((folder / "result.json").read_bytes())
+        del result["seconds_of_this_command"]
+        results.append(result)
+    accuracy = [{name: model["preference_accuracy"]["all"] for name, model in result["models"].items()} for result in results]
+    assert accuracy[0] == accuracy[1]
+
+
+def test_a_rank_whose_rank_0_refuses_says_so_without_a_traceback(
+    zygote: Zygote, command: Callable[[str], list[str]], trained, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(trained("dpo", RANKS), folder)
+    codes = zygote([*command("dpo"), f"run={folder}", "loss.beta=0.7"], log, ranks=RANKS)
+    assert codes == [2, 2], log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert log.read_text().count("loss.beta") == 1

@@ -1,5 +1,6 @@
 """The command line: verbs that call recipes. No logic, and nothing heavy is imported before a verb needs it."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -147,6 +148,11 @@ def main() -> None:
         app()
     except (ValueError, FileNotFoundError, PermissionError) as error:
         sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if int(os.environ.get("RANK", "0")) == 0 or "peer" not in str(error):
+            raise
+        sys.stderr.write("error: another rank has stopped; what it says tells why\n")
         raise SystemExit(2) from None
 
 

@@ -146,7 +146,10 @@ def as_kind(records: Iterable[Record], kind: type[R]) -> tuple[R, ...]:
         if not found:
             where = record.origin.file if record.origin else "the data"
             hint = "; Ranking.pairs() makes pairs of rankings" if isinstance(record, Ranking) and kind is Preference else ""
-            raise DataError(f"{where} holds {type(record).__name__} records, and {kind.__name__} records are needed{hint}")
+            raise DataError(
+                f"{where} holds {type(record).__name__} records, and {kind.__name__} records are needed{hint}; "
+                "name another file, or a method that learns from such records (`truing recipes` lists them)"
+            )
         converted.extend(found)
     return tuple(converted)
 

@@ -21,6 +21,7 @@ from truing.losses.dpo import DPO
 from truing.memory import give_back
 from truing.models.load import load_tokenizer
 from truing.models.lora import LoRA
+from truing.parallel.world import World
 from truing.recipes import preference, reward_model, sft
 from truing.recipes.examples import examples
 from truing.recipes.fit import AFTER, BEFORE, load_policy, load_reward_model, model_folder, model_path
@@ -86,10 +87,21 @@ QUICK = ("data.rows=16", "data.held_out=[sewing]", "evaluate_rows=3", "kl_prompt
 
 
 def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
-    """Train and compare; `result.json` in the run's folder holds all figures, `report.txt` what is printed."""
+    """Train and compare; `result.json` in the run's folder holds all figures, `report.txt` what is printed.
+
+    Under torchrun all ranks train, and rank 0 alone compares.
+    """
+    world = World.here()
+    if world.rank:
+        world.wait()  # until rank 0 has the lock
+        for stage in _stages(config).values():
+            stage(())
+        world.wait()
+        return config.run
     make_folder(config.run)
     lock = RunLock.acquire(config.run)
     try:
+        world.wait()
         began = time.monotonic()
         stages = _stages(config)
         for name, stage in stages.items():
@@ -101,6 +113,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         result["seconds_of_this_command"] = round(time.monotonic() - began, 1)
         write_file(config.run / RESULT, to_json(result, indent=2))
         write_file(config.run / REPORT, report.text(result, config.run).encode())
+        world.wait()
     finally:
         lock.release()
     return config.run

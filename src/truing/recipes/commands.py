@@ -64,7 +64,8 @@ def align(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> N
     loaded = load(align_recipe.Config, overrides=settings)
     folder = align_recipe.run(loaded.value, loaded.resolved, sinks)
     name = align_recipe.RESULT if as_json else align_recipe.REPORT
-    sys.stdout.write((folder / name).read_text())
+    if World.here().rank == 0:
+        sys.stdout.write((folder / name).read_text())
 
 
 def evaluate(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:
