@@ -1,8 +1,8 @@
 """Tree attention: each branch sees the common root, its own trunk and itself, never a sibling or another tree.
 
-Exact softmax attention over the packed row of a `TreeBatch`, block by block, on any device. No mask of [token, token] is ever made:
-a block of queries meets the keys that all of it may see, then a tail of keys under a small mask. Nothing of the size of the
-scores is kept for the backward pass, which computes them again (FlashAttention, Dao et al. 2022, arXiv 2205.14135).
+Exact softmax attention over the packed row of a `TreeBatch`, block by block; a GPU has `truing.models.flex` instead. No mask of
+[token, token] is ever made: a block of queries meets the keys that all of it may see, then a tail of keys under a small mask. Nothing
+of the size of the scores is kept for the backward pass, which computes them again (FlashAttention, Dao et al. 2022, arXiv 2205.14135).
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from truing.data.tree import TreeBatch, TreeSpan
+from truing.models.flex import FlexLayout, attend
 
 NAME = "truing_tree"
 BLOCK = 384
@@ -246,15 +247,23 @@ def tree_attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention function in the form that transformers calls: returns [one, token, head, valuewidth]."""
-    layout: Layout | None = options.get("tree_layout")
+    layout: Layout | FlexLayout | None = options.get("tree_layout")
     if layout is None:
         raise ValueError("this model does not hand `tree_layout` down to its attention: load it in the plain layout")
     if options.get("s_aux") is not None:
         raise ValueError("attention sinks are not supported in the tree layout")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    window, softcap = options.get("sliding_window"), options.get("softcap")
+    if isinstance(layout, FlexLayout):
+        return attend(query, key, value, layout, scale=scale, window=window, softcap=softcap), None
     rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [token, head, width]
-    output = _TreeAttention.apply(*rows, layout, scale, options.get("sliding_window"), options.get("softcap"))
+    output = _TreeAttention.apply(*rows, layout, scale, window, softcap)
     return output[None], None
+
+
+def layout_of(batch: TreeBatch, dtype: torch.dtype, block: int) -> Layout | FlexLayout:
+    """Who sees whom in a batch, in the form that is fastest on its device."""
+    return FlexLayout.of(batch) if batch.tokens.device.type == "cuda" else Layout.of(batch, dtype, block)
 
 
 class _TreeAttention(torch.autograd.Function):

@@ -69,7 +69,7 @@ class Policy(nn.Module):
                 input_ids=batch.tokens[None],
                 position_ids=batch.positions[None],
                 use_cache=False,
-                tree_layout=attention.Layout.of(batch, self.model.dtype, self.block),
+                tree_layout=attention.layout_of(batch, self.model.dtype, self.block),
             )
             states: Tensor = output.last_hidden_state[0]
             return states.index_select(0, at)
