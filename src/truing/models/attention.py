@@ -1,8 +1,9 @@
 """Tree attention: each branch sees the common root, its own trunk and itself, never a sibling or another tree.
 
 Exact softmax attention over the packed row of a `TreeBatch`, block by block; a GPU has `truing.models.flex` instead. No mask of
-[token, token] is ever made: a block of queries meets the keys that all of it may see, then a tail of keys under a small mask. Nothing
-of the size of the scores is kept for the backward pass, which computes them again (FlashAttention, Dao et al. 2022, arXiv 2205.14135).
+[token, token] is ever made: a block of queries meets the keys that all of it may see, then a tail of keys under a small mask.
+Nothing of the size of the scores is kept for the backward pass, which computes them again (FlashAttention, Dao et al. 2022, arXiv
+2205.14135).
 """
 
 from collections.abc import Sequence
