@@ -1,6 +1,7 @@
 """Answers are those of transformers' own greedy generation, or exact draws, whatever the batch and the prompts' lengths."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from conftest import make_tiny_llama
+from truing.data.tree import Branch, Tree, TreeBatch
 from truing.models.load import load_causal, load_tokenizer
 from truing.models.lora import LoRA, add_lora
 from truing.models.policy import Policy, probe
@@ -155,7 +157,8 @@ def test_every_token_of_the_tail_can_be_drawn() -> None:
     logits[:, 0] = 0.0
     before, each = logits.clone(), float(torch.tensor(-20.723).exp())
     numbers = (0.9992, 0.9995, 0.9998)
-    chosen = sampler._choose(logits, 1.0, [int(number * 2**63) for number in numbers])
+    chosen, log_probs = sampler._choose(logits, 1.0, [int(number * 2**63) for number in numbers])
+    assert log_probs == pytest.approx([-20.723 - math.log(1 + 1_000_000 * each)] * 3, abs=1e-5)
     expected = [1 + int((number * (1 + 1_000_000 * each) - 1) / each) for number in numbers]
     assert min(expected) > 100_000
     assert max(abs(a - b) for a, b in zip(chosen, expected, strict=True)) <= 1
@@ -235,6 +238,61 @@ def test_a_state_space_model_answers_through_transformers() -> None:
             with torch.no_grad():
                 ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
         assert answer == Completion(tokens=tuple(ids[len(prompt) :]), stop="length")
+
+
+def drawn_log_probs(
+    policy: Policy, prompts: list[tuple[int, ...]], said: list[Completion], temperature: float
+) -> list[list[float]]:
+    """The scorer's log-probabilities of the same tokens."""
+    trees = [
+        Tree(trunk=prompt, branches=(Branch(tokens=one.tokens, scored=(True,) * len(one.tokens)),))
+        for prompt, one in zip(prompts, said, strict=True)
+    ]
+    batch = TreeBatch.of(trees)
+    with torch.no_grad():
+        found = policy.log_probs(batch, temperature=temperature)
+    return [found[batch.response == number].tolist() for number in range(len(trees))]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_trap_14_the_log_probs_of_what_was_drawn_are_the_scorers_at_that_temperature(layout: str, temperature: float) -> None:
+    model = peaked(seed=5)
+    policy = policy_of(model) if layout == "tree" else Policy(model, layout="plain")
+    prompts, stop_ids = prompts_of([3, 9, 5, 5, 14]), frozenset(range(0, 300, 6))
+    said = sample(policy, prompts, Decoding(max_tokens=12, temperature=temperature), stop_ids=stop_ids, seed=3)
+    assert len({len(one.tokens) for one in said}) > 1
+    for one, expected in zip(said, drawn_log_probs(policy, prompts, said, temperature), strict=True):
+        assert one.log_probs == pytest.approx(expected, abs=2e-4)
+    (greedy,) = sample(policy, prompts[:1], Decoding(max_tokens=3), stop_ids=stop_ids)
+    assert greedy.log_probs == ()
+
+
+def test_k_samples_of_a_prompt_differ_and_the_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of(make_tiny_llama())
+    prompts = [prompt for prompt in prompts_of([90, 200]) for _ in range(4)]
+    read: list[int] = []
+    hidden = sampler._hidden
+
+    def counting(policy: Policy, pieces: list[tuple[int, ...]], *rest: object) -> torch.Tensor:
+        read.append(sum(map(len, pieces)))
+        return hidden(policy, pieces, *rest)
+
+    monkeypatch.setattr(sampler, "_hidden", counting)
+    said = sample(policy, prompts, Decoding(max_tokens=6, temperature=1.0), stop_ids=NEVER)
+    assert len({one.tokens for one in said}) == 8
+    answered = sum(len(one.tokens) - 1 for one in said)
+    assert sum(read) == 89 + 199 + 8 + answered, "each prompt once, its last token for each sample, and each answer but its end"
+
+
+def test_places_say_what_is_drawn_so_that_ranks_can_share_prompts() -> None:
+    policy, prompts = policy_of(make_tiny_llama()), prompts_of([3, 9, 5, 5, 14, 2, 7])
+    decoding = Decoding(max_tokens=10, temperature=1.0)
+    whole = sample(policy, prompts, decoding, stop_ids=END, seed=1)
+    for rank in range(2):
+        share = sample(policy, prompts[rank::2], decoding, stop_ids=END, seed=1, places=range(rank, 7, 2))
+        assert share == whole[rank::2]
 
 
 @pytest.mark.smollm2

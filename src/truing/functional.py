@@ -3,11 +3,12 @@
 Everything here is a pure function of tensors. Log-sum-exps are taken in fp32 whatever the model's dtype.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 8 * 1024 * 1024
 """Logits held at once by `token_log_probs` going forward, whole rows of the vocabulary: 32 MiB in fp32."""
@@ -29,6 +30,33 @@ def kl_k3(policy: Float[Tensor, " token"], reference: Float[Tensor, " token"]) -
     """k3 = exp(-k1) - 1 + k1 on samples of pi: unbiased, never negative, low variance (Schulman 2020)."""
     difference = policy - reference
     return torch.expm1(-difference) + difference
+
+
+def kl_k2(policy: Float[Tensor, " token"], reference: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """k2 = k1^2 / 2 on samples of pi: biased as a value, but its gradient is an unbiased one of KL (Schulman 2020).
+
+    As a loss it is the one to take: k1's expected gradient is 0, and k3's is that of the reversed divergence.
+    """
+    return (policy - reference).square() / 2
+
+
+def token_entropies(
+    hidden: Float[Tensor, "scored width"],
+    weight: Float[Tensor, "vocabulary width"],
+    *,
+    bias: Float[Tensor, " vocabulary"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Float[Tensor, " scored"]:
+    """Entropy in nats of the distribution that `token_log_probs` takes its log-probability from; logits are made again backward."""
+
+    def of(rows: Tensor) -> Tensor:
+        logits, _ = _logits(rows, weight, bias, scale, softcap)
+        log_probs = logits.log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+    chunks = hidden.split(max(1, CHUNK_ELEMENTS // len(weight)))
+    return torch.cat([cast(Tensor, checkpoint(of, rows, use_reentrant=False)) for rows in chunks])
 
 
 def token_log_probs(

@@ -133,6 +133,38 @@ class Completion:
     """With the end token, where it was reached."""
     stop: Literal["end", "length"]
     """Whether the model ended its turn or the limit did."""
+    log_probs: tuple[float, ...] = field(default=(), compare=False)
+    """log pi of each token under the distribution that it was drawn from; empty where the likeliest were taken. Not compared: they
+    say how a completion came about, not what it says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One answer of a policy to one prompt, as rewards see it; k answers are k rollouts.
+
+    Example: `Rollout(prompt=p, trunk=(1, 17), completion=c, response="4")`.
+    """
+
+    prompt: Prompt
+    trunk: tuple[int, ...]
+    """The tokens that the completion goes on from."""
+    completion: Completion
+    response: str
+    """The completion as text, without its end token; empty where the policy said nothing but that."""
+    version: int = 0
+    """How many updates the policy had taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """A value with its named parts. Example: `Reward(value=0.7, parts={"right": 1.0, "length": -0.3})`."""
+
+    value: float
+    """The weighted sum of the parts; NaN where there is a problem, so that it cannot be used unseen."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """By name, before their weights; without those that failed."""
+    problem: str = ""
+    """What went wrong, with the part's name; empty where nothing did."""
 
 
 Record = Prompt | Demonstration | Preference | Ranking | Feedback

@@ -155,14 +155,27 @@ def as_kind(records: Iterable[Record], kind: type[R]) -> tuple[R, ...]:
 
 
 def _conversions(record: Record) -> tuple[Record, ...]:
-    """What a record also says, without a decision."""
+    """What a record also says, without a decision. A prompt keeps the good answer, where there is one, as the tag `shown`."""
     if isinstance(record, Prompt):
         return ()
     asked = record.messages[:-1] if isinstance(record, Demonstration) else record.prompt
-    prompt = Prompt(messages=asked, origin=record.origin, tags=record.tags)
+    good = _good_answer(record)
+    prompt = Prompt(messages=asked, origin=record.origin, tags=record.tags if good is None else {**record.tags, "shown": good})
     if isinstance(record, Preference):
         return prompt, record.as_demonstration(), record.as_ranking(), *record.as_feedback()
     return (prompt,)
+
+
+def _good_answer(record: Record) -> str | None:
+    match record:
+        case Demonstration():
+            return record.messages[-1].content
+        case Preference():
+            return record.chosen
+        case Ranking():
+            return record.responses[0]
+        case _:
+            return None
 
 
 def length_bias_filter(pairs: Sequence[Preference], factor: float = 2.0) -> tuple[tuple[Preference, ...], tuple[Preference, ...]]:

@@ -25,6 +25,28 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """What sampling and scoring found for one response: in each tuple a number for each of its scored tokens, in fp32.
+
+    Example: `Credit(old=(-1.2, -0.1), reference=(-1.2, -0.1), advantages=(0.5, 0.5))` for a group's credit, without a critic.
+    """
+
+    old: tuple[float, ...]
+    """log pi_old: of the policy that the response was drawn from, at the temperature of sampling."""
+    reference: tuple[float, ...]
+    """log pi_ref, at the same temperature."""
+    advantages: tuple[float, ...]
+    values: tuple[float, ...] = ()
+    """V of the state before each token, as it was when the response was scored; empty without a critic."""
+    returns: tuple[float, ...] = ()
+    """What the critic is to say; empty without one."""
+
+    def __post_init__(self) -> None:
+        assert len(self.old) == len(self.reference) == len(self.advantages), "one number a token"
+        assert len(self.values) == len(self.returns) in (0, len(self.old)), "one number a token, or none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     """One prompt with k responses. Example: `Tree(trunk=(1, 17), branches=(Branch(tokens=(40, 2), scored=(True, True)),))`.
 
@@ -41,6 +63,8 @@ class Tree:
     """How much better the first branch is than the second, where an annotator said so."""
     desirable: tuple[bool, ...] | None = None
     """Whether each branch was approved of; None where branches are compared or only shown."""
+    credit: tuple[Credit, ...] | None = None
+    """Of each branch, where they were sampled and scored (`truing.rollouts.on_policy`)."""
 
     def __post_init__(self) -> None:
         assert self.trunk, "a trunk holds at least one token"
@@ -52,7 +76,11 @@ class Tree:
 
     def alone(self) -> "tuple[Tree, ...]":
         """Each branch with a trunk of its own: what the plain layout computes."""
-        return tuple(replace(self, branches=(b,), reference=None, desirable=None) for b in self.branches)
+        credits = self.credit or (None,) * len(self.branches)
+        return tuple(
+            replace(self, branches=(branch,), reference=None, desirable=None, credit=None if credit is None else (credit,))
+            for branch, credit in zip(self.branches, credits, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +89,34 @@ class TreeSpan:
 
     trunk: tuple[int, int]
     branches: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchCredit:
+    """The credit of all responses of a batch, token after token: the tensors stand beside `TreeBatch.target`."""
+
+    old: Float[Tensor, " scored"]
+    reference: Float[Tensor, " scored"]
+    advantages: Float[Tensor, " scored"]
+    values: Float[Tensor, " scored"] | None
+    returns: Float[Tensor, " scored"] | None
+
+    @classmethod
+    def of(cls, credits: Sequence[Credit], device: torch.device | str) -> "BatchCredit":
+        """All credits, end to end."""
+
+        def whole(name: str) -> Tensor:
+            numbers = [number for credit in credits for number in getattr(credit, name)]
+            return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+        judged = all(credit.values for credit in credits)
+        return cls(
+            old=whole("old"),
+            reference=whole("reference"),
+            advantages=whole("advantages"),
+            values=whole("values") if judged else None,
+            returns=whole("returns") if judged else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +153,8 @@ class TreeBatch:
     """Annotated margins; None when no tree has one."""
     desirable: Bool[Tensor, " response"] | None
     """Whether each response was approved of; None when the trees do not carry it."""
+    credit: BatchCredit | None = None
+    """What sampling and scoring found for the scored tokens; None where nothing was sampled."""
 
     @property
     def responses(self) -> int:
@@ -161,6 +219,7 @@ class TreeBatch:
             return torch.tensor(list(values), dtype=torch.long, device=device)
 
         references = [value for tree in trees for value in (tree.reference or ())]
+        credits = [credit for tree in trees for credit in (tree.credit or ())]
         margins = [tree.margin for tree in trees]
         judged = [flag for tree in trees for flag in (tree.desirable or ())]
         return cls(
@@ -178,6 +237,7 @@ class TreeBatch:
             reference=torch.tensor(references, device=device) if references and len(references) == len(last) else None,
             margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
             desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(last) else None,
+            credit=BatchCredit.of(credits, device) if credits and len(credits) == len(last) else None,
         )
 
 

@@ -3,17 +3,21 @@
 from importlib import import_module
 
 from truing.losses.logps import FeedbackLogps, FeedbackLoss, Pair, PairLogps, PairLoss
+from truing.losses.policy_loss import PolicyLoss
 
 __all__ = [
     "FEEDBACK_LOSSES",
     "PAIR_LOSSES",
+    "POLICY_LOSSES",
     "SCORE_LOSSES",
     "TOKEN_LOSSES",
+    "VALUE_LOSSES",
     "FeedbackLogps",
     "FeedbackLoss",
     "Pair",
     "PairLogps",
     "PairLoss",
+    "PolicyLoss",
 ]
 
 
@@ -43,9 +47,15 @@ SCORE_LOSSES = _table(bradley_terry="bradley_terry.BradleyTerry")
 TOKEN_LOSSES = _table(nll="nll.NLL")
 """Losses of single tokens: log-probabilities -> one number a token."""
 
+POLICY_LOSSES = _table(clipped_surrogate="clipped_surrogate.ClippedSurrogate", reinforce="reinforce.Reinforce")
+"""Losses of sampled actions: log-ratios and advantages -> one number an action."""
+
+VALUE_LOSSES = _table(clipped_value="clipped_value.ClippedValue")
+"""Losses of a value function: values, old values, returns -> one number a token."""
+
 
 def __getattr__(name: str) -> type:
-    for table in (PAIR_LOSSES, FEEDBACK_LOSSES, SCORE_LOSSES, TOKEN_LOSSES):
+    for table in (PAIR_LOSSES, FEEDBACK_LOSSES, SCORE_LOSSES, TOKEN_LOSSES, POLICY_LOSSES, VALUE_LOSSES):
         for loss in table.values():
             if loss.__name__ == name:
                 return loss

@@ -1,12 +1,14 @@
-"""Scalar heads on a language model: what turns the policy's backbone into a reward model."""
+"""Scalar heads on a language model: what turns the policy's backbone into a reward model or a critic."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from truing.data.tree import TreeBatch
+from truing.models.lora import adapter_on
 from truing.models.policy import Policy
 from truing.randomness import counted_seed
 
@@ -47,3 +49,51 @@ class RewardModel(nn.Module):
     def centre(self, mean: float) -> None:
         """Shift rewards so that what scored `mean` scores 0: their zero is then the demonstrations (arXiv 2009.01325)."""
         self.head.bias.sub_(mean)
+
+
+class ValueModel(nn.Module):
+    """V(x, y_<t): a linear head, in fp32, on the hidden state that token t is predicted from.
+
+    It starts at 0, which expects nothing, or as a reward model (Huang et al. 2024, arXiv 2403.17031, detail 10: `load_head`).
+    """
+
+    def __init__(self, policy: Policy, *, adapter: str | None = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.adapter = adapter
+        """The adapter under which the shared base is a critic; None where the critic has weights of its own."""
+        self.head = nn.Linear(policy.width, 1, device=policy.device, dtype=torch.float32)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def values(self, batch: TreeBatch) -> Float[Tensor, " scored"]:
+        """V of the state before each scored token."""
+        return self._read(batch, batch.source, batch.response)
+
+    def final_values(self, batch: TreeBatch) -> Float[Tensor, " response"]:
+        """V of the state behind the last token of each response: what a cut response would have gone on to."""
+        return self._read(batch, batch.last, torch.arange(batch.responses, device=batch.last.device))
+
+    def _read(self, batch: TreeBatch, at: Tensor, response: Tensor) -> Tensor:
+        with adapter_on(self.policy.model, self.adapter) if self.adapter else nullcontext():
+            hidden = self.policy.hidden(batch, at, response)
+        values: Tensor = self.head(hidden.float()).squeeze(-1)
+        return values
+
+    @torch.no_grad()
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a reward model's head."""
+        self.head.weight.copy_(tensors["weight"])
+        self.head.bias.copy_(tensors["bias"])
+
+
+class ActorCritic(nn.Module):
+    """A policy and, where the credit needs one, its critic: what policy optimisation trains.
+
+    With adapters both stand on one base, each under an adapter of its own; without, the critic has weights of its own.
+    """
+
+    def __init__(self, policy: Policy, critic: ValueModel | None = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic = critic

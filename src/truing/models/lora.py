@@ -5,6 +5,7 @@ swallows most of an update smaller than 1/256 of itself.
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,40 +34,75 @@ class LoRA:
     """Layers that get an adapter: all-linear, or a regular expression over module names."""
 
 
-def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int) -> None:
-    """Put adapters into the model in place and leave nothing but them trainable. They start as the identity (B = 0).
+POLICY, CRITIC = "default", "critic"
+"""Names of adapters: a model has the first; one that is a critic too has both."""
 
-    Raises ValueError when `targets` matches no layer, naming it.
+
+def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLICY) -> None:
+    """Put adapters into the model in place and leave nothing but adapters trainable. They start as the identity (B = 0).
+
+    A second one stands beside the first, which stays the one in force (`adapter_on`). Raises ValueError when `targets` matches no
+    layer, naming it.
     """
     head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    plain = {module for layer in model.modules() if isinstance(layer, BaseTunerLayer) for module in layer.modules()}
+    names = [
+        place
+        for place, module in model.named_modules()
+        if (isinstance(module, nn.Linear) and module is not head and module not in plain) or isinstance(module, BaseTunerLayer)
+    ]
     if not names:  # GPT-2 writes its linear layers as Conv1D
-        names = [name for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+        names = [place for place, module in model.named_modules() if type(module).__name__ == "Conv1D"]
     if lora.targets != "all-linear":
-        names = [name for name in names if re.search(lora.targets, name)]
+        names = [place for place in names if re.search(lora.targets, place)]
     if not names:
         raise ValueError(
             f"lora.targets={lora.targets!r} matches no linear layer of {type(model).__name__}: use all-linear or a name like q_proj"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(counted_seed(seed, "adapter"))
+        torch.manual_seed(counted_seed(seed, "adapter" if name == POLICY else f"{name} adapter"))
         alpha = cast(int, lora.alpha)  # so annotated, but only ever divided by the rank
-        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if "lora_" in name:
+        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*already.*peft_config.*")  # the second adapter is meant to be one
+            inject_adapter_in_model(config, model, adapter_name=name)
+    for layer in _layers(model):
+        layer.set_adapter([POLICY])
+    for place, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in place)
+        if "lora_" in place:
             parameter.data = parameter.data.to(model.dtype)
+
+
+def _layers(model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def has_lora(model: nn.Module) -> bool:
     """Whether adapters have been added."""
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    return bool(_layers(model))
+
+
+@contextmanager
+def adapter_on(model: nn.Module, name: str) -> Iterator[None]:
+    """The model under another of its adapters."""
+    layers = _layers(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.set_adapter([name])
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_adapter([POLICY])
+        for parameter in trainable:
+            parameter.requires_grad_(True)  # switching adapters touches the flag
 
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
     """The model as it was before its adapters were added; without adapters, the model as it is."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = _layers(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
@@ -88,6 +124,6 @@ def merge(trained: PreTrainedModel, start: PreTrainedModel) -> PreTrainedModel:
             continue
         weight: Tensor = modules[name].weight
         assert isinstance(layer, Linear)
-        update = layer.get_delta_weight("default").float()
+        update = layer.get_delta_weight(POLICY).float()
         weight += update if update.shape == weight.shape else update.T
     return start

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truing.data.tree import Branch, Tree, TreeBatch
-from truing.functional import segment_sum, token_log_probs
+from truing.functional import segment_sum, token_entropies, token_log_probs
 from truing.models import attention
 from truing.models.fused import fuse
 
@@ -94,6 +94,17 @@ class Policy(nn.Module):
             bias=getattr(head, "bias", None),
             scale=1.0 / temperature,
             softcap=softcap,
+        )
+
+    def entropies(self, batch: TreeBatch, *, temperature: float = 1.0) -> Float[Tensor, " scored"]:
+        """Entropy in nats of the distribution that each scored token is of, at the temperature, in fp32."""
+        head = self.model.get_output_embeddings()
+        return token_entropies(
+            self.hidden(batch, batch.source, batch.response),
+            head.weight,
+            bias=getattr(head, "bias", None),
+            scale=1.0 / temperature,
+            softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
         )
 
     def response_log_probs(self, batch: TreeBatch) -> Float[Tensor, " response"]:

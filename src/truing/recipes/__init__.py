@@ -8,6 +8,7 @@ RECIPES = {
     "reward_model": "reward_model",
     "preference": "preference",
     "feedback": "feedback",
+    "ppo": "ppo",
     "align": "align",
 }
 """Recipe -> module of this folder, each with a `Config` dataclass and a `run(config, resolved, sinks)`."""

@@ -18,10 +18,11 @@ from truing.recipes import align as align_recipe
 from truing.recipes import tasks as tasks_recipe
 from truing.recipes.examples import asked, examples
 from truing.recipes.fit import load_policy, model_folder
+from truing.recipes.ppo import PRESETS as PPO_PRESETS
 from truing.recipes.preflight import preflight
 from truing.recipes.settings import Shared, torch_dtype
 from truing.recipes.showing import token_lines
-from truing.records import Demonstration, Feedback, Message, Preference, Ranking, Record
+from truing.records import Demonstration, Feedback, Message, Preference, Prompt, Ranking, Record
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.sampler import sample as draw
 from truing.runs.sinks import Sink
@@ -33,6 +34,7 @@ METHODS = {
     "reward_model": "reward_model",
     **dict.fromkeys(PAIR_LOSSES, "preference"),
     **dict.fromkeys(FEEDBACK_LOSSES, "feedback"),
+    **dict.fromkeys(PPO_PRESETS, "ppo"),
 }
 """Method -> recipe."""
 KINDS: Mapping[str, tuple[type[Record], ...]] = {
@@ -40,6 +42,7 @@ KINDS: Mapping[str, tuple[type[Record], ...]] = {
     "reward_model": (Ranking, Preference),
     "preference": (Preference,),
     "feedback": (Feedback,),
+    "ppo": (Prompt,),
 }
 
 
@@ -172,7 +175,9 @@ def _find(recipe: str) -> tuple[str, Path | None, dict[str, Any] | None]:
 
 
 def _preset(method: str) -> dict[str, Any] | None:
-    """What naming a method sets: the loss, where it is one of a family."""
+    """What naming a method sets: the loss of a family's, the credit and more of policy optimisation."""
+    if method in PPO_PRESETS:
+        return {"method": method, **PPO_PRESETS[method]}
     return {"loss": method} if method in PAIR_LOSSES or method in FEEDBACK_LOSSES else None
 
 
@@ -183,5 +188,9 @@ def _summary(folder: Path) -> str:
         if key in result:
             e = result[key]
             lines.append(f"  {title}: {100 * e['value']:.1f}% [{100 * e['low']:.1f}, {100 * e['high']:.1f}], n = {e['n']}")
+    for key, title in (("reward_before", "held-out reward before"), ("reward_after", "after"), ("reward_gain", "gain")):
+        if key in result:
+            e = result[key]
+            lines.append(f"  {title}: {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n = {e['n']}")
     lines.append(f"  next: truing sample {folder}")
     return "\n".join(lines) + "\n"

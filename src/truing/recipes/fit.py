@@ -82,7 +82,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     source = _source(shared, found.train.trees, world)
     steps = source.steps_per_epoch * shared.epochs
     config = {**resolved, "method": plan.method}
-    with _opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
+    with opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
         for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
@@ -138,7 +138,7 @@ def _source(shared: Shared, trees: Sequence[Tree], world: World) -> TreeSource:
     )
 
 
-def _opened(
+def opened(
     folder: Path,
     shared: Shared,
     steps: int,
@@ -249,9 +249,19 @@ def _outcomes(plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: 
     return world.spread(held_out, lambda share: outcomes(model, share, progress))
 
 
-def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, start: Path | str) -> None:
+def save_policy(
+    folder: Path, policy: Policy, chat: ChatTokenizer, start: Path | str, extra: Mapping[str, bytes] | None = None
+) -> None:
+    """The policy's model into the run's folder, adapters merged into the weights that it started from; once is enough."""
     for left_over in folder.glob(f"{STAGING}{MODEL}*"):
         remove(left_over)
+    if (folder / MODEL / "config.json").is_file():
+        return
+    whole = merge(policy.model, load_causal(start, dtype=torch.float32)) if has_lora(policy.model) else policy.model
+    save_model(whole, chat.tokenizer, folder / MODEL, extra=extra)
+
+
+def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, start: Path | str) -> None:
     if (folder / MODEL / "config.json").is_file():
         return
     policy = model.policy if isinstance(model, RewardModel) else model
@@ -260,8 +270,7 @@ def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, 
     if isinstance(model, RewardModel):
         model.centre(_mean_of_best(model, found.train.trees))
         extra[HEAD] = save_tensors(model.head_tensors())
-    whole = merge(policy.model, load_causal(start, dtype=torch.float32)) if has_lora(policy.model) else policy.model
-    save_model(whole, chat.tokenizer, folder / MODEL, extra=extra)
+    save_policy(folder, policy, chat, start, extra)
 
 
 def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:

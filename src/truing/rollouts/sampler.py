@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor
 
 from truing.models.policy import Policy, decoder
 from truing.randomness import counted_seed
@@ -51,33 +51,37 @@ def sample(
     *,
     stop_ids: frozenset[int],
     seed: int = 0,
+    places: Sequence[int] | None = None,
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
     ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Completion]:
     """One completion a prompt, in the order of the prompts; prompts of like length go together, at most `batch_size` at once.
 
-    What is drawn for a prompt depends on the seed and its place among the prompts, not on the batch (but for rounding).
-    `ended` says of the tokens so far that no more are wanted; such an answer stops as one does at its limit, with `stop="length"`.
-    In the plain layout it is not asked.
+    A prompt that stands there k times has k different completions and is read once. What is drawn for a prompt depends on the seed
+    and its place (by default among the prompts; `places` gives others, as where ranks share them), not on the batch (but for
+    rounding). `ended` says of the tokens so far that no more are wanted; such an answer stops as one does at its limit, with
+    `stop="length"`. In the plain layout it is not asked.
     """
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {number} is empty: a model needs at least one token to go on from")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    places = range(len(prompts)) if places is None else places
+    assert len(set(places)) == len(prompts), "every prompt has a place of its own"
     found: dict[int, Completion] = {}
     with _generating(policy):
         for rows in _batches(order, prompts, decoding.max_tokens, batch_size):
-            asked = {i: prompts[i] for i in rows}
+            asked = {places[i]: prompts[i] for i in rows}
             if policy.layout == "tree":
                 found_now = _decode(policy, asked, decoding, stop_ids, seed, ended)
             else:
                 found_now = _generate(policy, asked, decoding, stop_ids, seed)
-            for i, tokens in found_now:
-                found[i] = _completion(tokens, stop_ids)
+            for place, tokens, log_probs in found_now:
+                found[place] = _completion(tokens, log_probs, stop_ids)
                 if progress:
                     progress(len(found), len(prompts))
-    return [found[i] for i in range(len(prompts))]
+    return [found[place] for place in places]
 
 
 def _batches(order: Sequence[int], prompts: Sequence[tuple[int, ...]], max_tokens: int, batch_size: int) -> Iterator[list[int]]:
@@ -118,19 +122,22 @@ def _decode(
     stop_ids: frozenset[int],
     seed: int,
     ended: Callable[[Sequence[int]], bool] | None,
-) -> Iterator[tuple[int, list[int]]]:
-    """The tokens of each answer as it ends, under its prompt's number."""
+) -> Iterator[tuple[int, list[int], list[float]]]:
+    """The tokens of each answer with their log-probabilities, as it ends, under its prompt's place."""
     store = Cache(rows=len(prompts), device=policy.device)
     order = list(prompts)
     logits = _logits(policy, _read(policy, [prompts[i] for i in order], store))
     said: dict[int, list[int]] = {i: [] for i in order}
+    heard: dict[int, list[float]] = {i: [] for i in order}
     while True:
         seeds = [counted_seed(seed, "sample", i, len(said[i])) for i in order]
         going = []
-        for row, (i, token) in enumerate(zip(order, _choose(logits, decoding.temperature, seeds), strict=True)):
+        tokens, log_probs = _choose(logits, decoding.temperature, seeds)
+        for row, (i, token) in enumerate(zip(order, tokens, strict=True)):
             said[i].append(token)
+            heard[i] += log_probs[row : row + 1]
             if token in stop_ids or len(said[i]) == decoding.max_tokens or (ended and ended(said[i])):
-                yield i, said[i]
+                yield i, said[i], heard[i]
             else:
                 going.append(row)
         if not going:
@@ -218,30 +225,31 @@ def _logits(policy: Policy, hidden: Float[Tensor, "row width"]) -> Float[Tensor,
     return logits if softcap is None else torch.tanh(logits.float() / softcap) * softcap
 
 
-def _choose(logits: Float[Tensor, "row vocabulary"], temperature: float, seeds: Sequence[int]) -> list[int]:
-    """The next token of each row. Raises ValueError when the model says NaN."""
+def _choose(logits: Float[Tensor, "row vocabulary"], temperature: float, seeds: Sequence[int]) -> tuple[list[int], list[float]]:
+    """The next token of each row and, where it was drawn, its log-probability. Raises ValueError when the model says NaN."""
     best, likeliest = logits.max(-1)
     if not best.isfinite().all():
         raise ValueError("the model's logits are NaN or infinite: its training has diverged; take an earlier checkpoint")
     if temperature == 0:
-        chosen: list[int] = likeliest.tolist()
-        return chosen
+        return likeliest.tolist(), []
     # One number a row, from its seed alone, and the place where the running sum of probabilities passes it. The sum is in fp64:
     # in fp32, tokens less likely than 1e-7 would share one value with their neighbours, and some could never be drawn.
     numbers = torch.tensor([(seed >> 10) * 2.0**-53 for seed in seeds], dtype=torch.float64, device=logits.device)
-    chosen = []
+    chosen: list[int] = []
+    log_probs: list[float] = []
     for rows in torch.arange(len(logits)).split(max(1, CHUNK_ELEMENTS // logits.shape[1])):
         at = slice(int(rows[0]), int(rows[-1]) + 1)
-        weights = (logits[at].float() - best[at, None]).div_(temperature).exp_()
-        sums = weights.cumsum(-1, dtype=torch.float64)
-        drawn = torch.searchsorted(sums, numbers[at, None] * sums[:, -1:], right=True).squeeze(1)
-        chosen += drawn.clamp_(max=logits.shape[1] - 1).tolist()
-    return chosen
+        scaled = (logits[at].float() - best[at, None]).div_(temperature)
+        sums = scaled.exp().cumsum(-1, dtype=torch.float64)
+        drawn = torch.searchsorted(sums, numbers[at, None] * sums[:, -1:], right=True).clamp_(max=logits.shape[1] - 1)
+        chosen += drawn.squeeze(1).tolist()
+        log_probs += (scaled.gather(1, drawn) - sums[:, -1:].log()).squeeze(1).tolist()
+    return chosen, log_probs
 
 
 def _generate(
     policy: Policy, prompts: dict[int, tuple[int, ...]], decoding: Decoding, stop_ids: frozenset[int], seed: int
-) -> Iterator[tuple[int, list[int]]]:
+) -> Iterator[tuple[int, list[int], list[float]]]:
     """As `_decode`, by transformers, prompts padded on the left."""
     longest = max(map(len, prompts.values()))
     pad = min(stop_ids)
@@ -259,15 +267,44 @@ def _generate(
         **(full_support if decoding.temperature > 0 else {"do_sample": False}),
     )
     generate = cast(Callable[..., Tensor], policy.model.generate)
+    listener = _Listener(decoding.temperature)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(seed, "sample", *prompts))
-        out = generate(inputs=rows.to(policy.device), attention_mask=mask.to(policy.device), generation_config=settings)
-    yield from zip(prompts, out[:, longest:].tolist(), strict=True)
+        out = generate(
+            inputs=rows.to(policy.device),
+            attention_mask=mask.to(policy.device),
+            generation_config=settings,
+            logits_processor=[listener] if decoding.temperature > 0 else [],
+        )
+    heard = listener.heard(out) if decoding.temperature > 0 else [[] for _ in prompts]
+    yield from zip(prompts, out[:, longest:].tolist(), heard, strict=True)
 
 
-def _completion(tokens: list[int], stop_ids: frozenset[int]) -> Completion:
+class _Listener(LogitsProcessor):
+    """Leaves transformers' logits as they are and remembers, a step later, how likely the token was that came of them."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.before: Tensor | None = None
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._hear(input_ids[:, -1:])
+        self.before = (scores.float() / self.temperature).log_softmax(-1)
+        return scores
+
+    def _hear(self, tokens: Tensor) -> None:
+        if self.before is not None:
+            self.steps.append(self.before.gather(1, tokens).squeeze(1))
+
+    def heard(self, out: Tensor) -> list[list[float]]:
+        """Log-probabilities of all tokens, row by row, once generation is over."""
+        self._hear(out[:, -1:])
+        rows: list[list[float]] = torch.stack(self.steps, 1).tolist()
+        return rows
+
+
+def _completion(tokens: list[int], log_probs: list[float], stop_ids: frozenset[int]) -> Completion:
     """Up to and with the first stop token; what follows is padding."""
-    for place, token in enumerate(tokens):
-        if token in stop_ids:
-            return Completion(tokens=tuple(tokens[: place + 1]), stop="end")
-    return Completion(tokens=tuple(tokens), stop="length")
+    end = next((place for place, token in enumerate(tokens, 1) if token in stop_ids), None)
+    return Completion(tokens=tuple(tokens[:end]), stop="length" if end is None else "end", log_probs=tuple(log_probs[:end]))

@@ -39,7 +39,13 @@ class Learner:
         model.eval()  # no dropout: policy and reference must be the same function
 
     def update(self, objective: AnyObjective, batches: Sequence[TreeBatch]) -> dict[str, float]:
-        """One optimizer step over the micro-batches; a step that is not finite is counted and not applied.
+        """One optimizer step over the micro-batches at the rate that is its turn; see `step`."""
+        rate = self.settings.rate(self.steps_taken, self.total_steps)
+        self.steps_taken += 1
+        return averaged(self.step(objective, batches, rate))
+
+    def step(self, objective: AnyObjective, batches: Sequence[TreeBatch], rate: float) -> list[dict[str, Mean]]:
+        """One optimizer step; one that is not finite is counted and not applied. Returns the metrics of all ranks' micro-batches.
 
         Raises NonFiniteError, naming place and records, at the third such step in a row.
         """
@@ -62,8 +68,6 @@ class Learner:
             norm = self.optimizer.grad_norm()
             if not norm < float("inf"):
                 problems = [self._bad_gradient()]  # the same on all ranks, since the sums are
-        rate = self.settings.rate(self.steps_taken, self.total_steps)
-        self.steps_taken += 1
         if problems:
             self._skip(problems[0], batches)
         else:
@@ -71,7 +75,8 @@ class Learner:
             self.skipped_in_a_row = 0
             if isinstance(objective, RememberingObjective):
                 objective.remember(known.of_step)
-        return {**averaged(self.world.gather(metrics)), "grad_norm": norm, "lr": rate, "skipped": float(self.skipped)}
+        of_step = {name: Mean(value, 1.0) for name, value in (("grad_norm", norm), ("lr", rate), ("skipped", float(self.skipped)))}
+        return [*self.world.gather(metrics), of_step]
 
     def _skip(self, problem: str, batches: Sequence[TreeBatch]) -> None:
         self.optimizer.drop_gradients()

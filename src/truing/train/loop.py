@@ -4,21 +4,36 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from truing.data.tree import TreeBatch
-from truing.objectives import AnyObjective, RememberingObjective
+from truing.objectives import RememberingObjective
+from truing.parallel.world import World
 from truing.runs.run import Part, Run
-from truing.train.learner import Learner, NonFiniteError
+from truing.train.learner import NonFiniteError
 
 
 @runtime_checkable
-class Source(Part, Iterable[list[TreeBatch]], Protocol):
-    """Yields the micro-batches of one optimizer step after another, from where its state says."""
+class Source(Part, Iterable[Any], Protocol):
+    """Yields the work of one step after another, from where its state says: micro-batches of one update, or a round of rollouts."""
+
+
+@runtime_checkable
+class Trainee(Part, Protocol):
+    """What learns from the source's work: `truing.train.learner.Learner`, or `truing.train.replay.ReplayLearner`."""
+
+    @property
+    def world(self) -> World:
+        """The ranks that learn together."""
+        ...
+
+    def update(self, objective: Any, work: Any, /) -> dict[str, float]:
+        """Learns from the work of one step; returns its metrics."""
+        ...
 
 
 BAD_BATCH = "bad_batch.json"
 Evaluate = Callable[[], Mapping[str, float]]
 
 
-def train(run: Run, learner: Learner, objective: AnyObjective, source: Source, *, evaluate: Evaluate | None = None) -> None:
+def train(run: Run, learner: Trainee, objective: Any, source: Source, *, evaluate: Evaluate | None = None) -> None:
     """Train until the run's last step, from wherever an earlier process left it."""
     parts: dict[str, Part] = {"learner": learner, "source": source}
     if isinstance(objective, RememberingObjective):
@@ -26,9 +41,9 @@ def train(run: Run, learner: Learner, objective: AnyObjective, source: Source, *
     run.restore(parts)
     if evaluate and run.evaluate_every and run.step == 0:
         run.log(0, _held_out(evaluate))
-    for step, batches in _steps(run, source):
+    for step, work in _steps(run, source):
         try:
-            metrics = learner.update(objective, batches)
+            metrics = learner.update(objective, work)
         except NonFiniteError as error:
             found = learner.world.gather([_described(batch) for batch in error.batches])
             run.write(BAD_BATCH, {"step": step, "batches": found})
@@ -41,7 +56,7 @@ def train(run: Run, learner: Learner, objective: AnyObjective, source: Source, *
     run.finish(parts)
 
 
-def _steps(run: Run, source: Source) -> Iterator[tuple[int, list[TreeBatch]]]:
+def _steps(run: Run, source: Source) -> Iterator[tuple[int, Any]]:
     # the run is asked first: at its last step nothing more is drawn from the source, whose position is saved
     return zip(run.remaining_steps(), source, strict=False)
 

@@ -1,0 +1,327 @@
+"""Policy optimisation from rewards: PPO, RLOO, GRPO and REINFORCE are one recipe, told apart by their credit and a few settings.
+
+Each step of the loop is a round: sample answers with the live policy, score and reward them, give credit, replay for some epochs.
+What is held in memory is said at the start; the settings of the named methods are `PRESETS`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from truing.config import OneOf
+from truing.data.chat import ChatTokenizer
+from truing.data.source import TreeSource
+from truing.losses import POLICY_LOSSES, PolicyLoss
+from truing.losses.clipped_surrogate import ClippedSurrogate
+from truing.losses.clipped_value import ClippedValue
+from truing.models.heads import ActorCritic, ValueModel
+from truing.models.load import load_tokenizer, weights_hash
+from truing.models.lora import CRITIC, add_lora
+from truing.models.policy import Policy
+from truing.objectives import PolicyGradient
+from truing.parallel.world import World
+from truing.recipes.examples import Examples, examples
+from truing.recipes.fit import RESULT, load_policy, load_reward_model, model_folder, opened, save_policy
+from truing.recipes.held_out_answers import HeldOutAnswers
+from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
+from truing.records import Prompt
+from truing.rewards import REWARDS
+from truing.rewards.base import LearnedReward, Scorer, WeightedSum
+from truing.rewards.learned import LearnedScorer
+from truing.rewards.outside import OutsideRule
+from truing.rewards.rules import PythonFunction, Rule
+from truing.rollouts.collect import Question
+from truing.rollouts.credit import CREDITS, GAE, CreditRule
+from truing.rollouts.kl_control import KL_RULES, FixedKL, KLControl, KLRule
+from truing.rollouts.on_policy import OnPolicy, Rounds
+from truing.rollouts.sampler import Decoding
+from truing.rollouts.scoring import Reference
+from truing.runs.run import Run
+from truing.runs.sinks import Sink
+from truing.statistics import bootstrap_mean, paired_difference, shown
+from truing.train.checkpoint import seed_random_states
+from truing.train.learner import Learner
+from truing.train.loop import train
+from truing.train.replay import Replay, ReplayLearner
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ppo": {},
+    "rloo": {"credit": "leave_one_out", "terms": {"action": "response"}, "rounds": {"samples": 4}, "replay": {"epochs": 1}},
+    "grpo": {
+        "credit": "group_mean",
+        "terms": {"average": "response", "kl_estimator": "k3"},
+        "rounds": {"samples": 8, "kl_in": "loss"},
+        "kl": {"name": "fixed", "coefficient": 0.04},
+        "replay": {"epochs": 1},
+    },
+    "reinforce": {"credit": "batch_mean", "loss": "reinforce", "replay": {"epochs": 1}},
+}
+"""Method -> what it sets; everything can be set otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The terms of the loss beside the policy's own."""
+
+    value_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the critic's loss. Customary: 0.1."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus; above 0 it costs a second pass. Customary: 0, or 0.001 to 0.01."""
+    action: Literal["token", "response", "response_mean"] = "token"
+    """What a ratio is of: a token (PPO, GRPO), a response (RLOO), the geometric mean over its tokens (GSPO)."""
+    average: Literal["token", "response"] = "token"
+    """Whether all tokens of the batch weigh alike, or all responses, as the mean of their tokens (GRPO)."""
+    kl_estimator: Literal["k2", "k3"] = "k2"
+    """For a KL in the loss: k2 has the gradient of KL(pi, pi_ref), k3 (GRPO's) that of KL(pi_ref, pi)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Shared):
+    """Settings of `truing train ppo`, `rloo`, `grpo` and `reinforce`. A step is a round; `batch_size` counts its prompts."""
+
+    reward: Mapping[str, Annotated[Rule | LearnedReward, OneOf(REWARDS)]]
+    """The parts of the reward, by names of your choice: reward.brief=length_window reward.brief.most=40 reward.brief.weight=0.5."""
+    reward_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Longest that one part may take for one answer; then it counts as hung."""
+    answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=64, temperature=1.0))
+    """How answers are drawn: from the whole distribution, logits divided by the temperature, here as in every log-probability."""
+    rounds: Rounds = field(default_factory=Rounds)
+    """How a round goes."""
+    credit: Annotated[CreditRule, OneOf(CREDITS)] = field(default_factory=GAE)
+    """How rewards become advantages."""
+    loss: Annotated[PolicyLoss, OneOf(POLICY_LOSSES)] = field(default_factory=ClippedSurrogate)
+    """The policy's loss."""
+    value_loss: ClippedValue = field(default_factory=ClippedValue)
+    """The critic's loss, where the credit needs a critic."""
+    terms: Terms = field(default_factory=Terms)
+    """The other terms of the loss."""
+    kl: Annotated[KLRule, OneOf(KL_RULES)] = field(default_factory=FixedKL)
+    """How the KL's coefficient beta goes."""
+    kl_raise: Annotated[float, Field(gt=1)] = 1.5
+    """What beta is multiplied by when an update was taken back (replay.kl_budget)."""
+    replay: Replay = field(default_factory=Replay)
+    """How a round is learnt from."""
+    critic: Path | None = None
+    """The run of a reward model that the critic starts as (all weights trained); null starts it as the policy, expecting 0."""
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=3e-6, eps=1e-5, schedule="linear", warmup=0.0))
+    """The optimizer of policy and critic; the rate is one for a round. For LoRA take ten to a hundred times the rate."""
+
+
+def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
+    """Train by policy optimisation; returns the run's folder. A finished run is left as it is, an interrupted one continued."""
+    _check(config)
+    world = World.here()
+    sinks = sinks if world.rank == 0 else ()
+    method = config.method or "ppo"
+    folder = config.run or Path("runs") / method
+    start = model_folder(config.model)
+    chat = ChatTokenizer.of(load_tokenizer(start), template=config.data.template)
+    dtype = torch_dtype(config.dtype)
+    policy, reason = load_policy(start, dtype)
+    found = examples(_prompts_only(config, policy), chat, (Prompt,), run=folder if world.rank == 0 else None)
+    fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
+    with ExitStack() as stack:
+        reward = _reward(config, chat, stack)
+        fingerprints |= _reward_fingerprints(reward, config)
+        model = _model(config, policy)
+        reference = Reference(policy)
+        prompts = _prompt_source(config, found, world)
+        steps = prompts.steps_per_epoch * config.epochs
+        steps = min(steps, config.max_steps or steps)
+        opened_run = opened(folder, config, steps, {**resolved, "method": method}, fingerprints, sinks, world)
+        run = stack.enter_context(opened_run)
+        if run.finished and (folder / RESULT).is_file():
+            return folder
+        for line in [
+            *found.lines(),
+            *_held_in_memory(config, reward),
+            *([f"runs in the plain layout: {reason}"] if reason else []),
+        ]:
+            run.message(line)
+        control = KLControl(config.kl, raise_by=config.kl_raise)
+        source = OnPolicy(
+            prompts,
+            _records(found.train.records),
+            model,
+            reference=reference,
+            reward=reward,
+            credit=config.credit,
+            control=control,
+            rounds=config.rounds,
+            decoding=config.answers,
+            stop_ids=chat.stop_ids,
+            decode=chat.decode,
+            world=world,
+            record=run.sample,
+        )
+        learner = Learner(model, config.optimizer, total_steps=run.max_steps, world=world)
+        replay = ReplayLearner(learner, config.replay, control, micro_tokens=config.micro_tokens, seed=config.seed)
+        held_out = HeldOutAnswers(
+            questions=_questions(found), reward=reward, decoding=config.answers, chat=chat, seed=config.seed, world=world
+        )
+        before = held_out.once(run, policy) if config.measure_before else None
+        seed_random_states(config.seed)
+        evaluate = held_out.evaluation(policy) if held_out.questions else None
+        train(run, replay, _objective(config), source, evaluate=evaluate)
+        reference.check()
+        _finish(run, config, method, found, before, held_out.rewards(policy))
+        if world.rank == 0:
+            save_policy(folder, policy, chat, start)
+        world.wait()
+    return folder
+
+
+def _check(config: Config) -> None:
+    """Raises ValueError for settings that cannot be meant together, with the remedy."""
+    if not config.reward:
+        raise ValueError(f"reward has no part: name one, such as reward.brief=length_window; there are {', '.join(REWARDS)}")
+    if config.answers.temperature == 0:
+        raise ValueError("answers.temperature=0 says the likeliest token only, and there is nothing to learn from: set it to 1")
+    if not config.credit.needs_critic and not isinstance(config.credit, CREDITS["batch_mean"]) and config.rounds.samples < 2:
+        raise ValueError("this credit compares the answers to one prompt: set rounds.samples to 2 or more")
+    if config.credit.needs_critic and config.terms.action != "token":
+        raise ValueError("credit=gae says what each token did: set terms.action=token, or another credit")
+    if config.lora and config.critic:
+        raise ValueError("critic=... has weights of its own, but with adapters policy and critic share one base: leave one out")
+    if config.rounds.critic_warmup and not config.credit.needs_critic:
+        raise ValueError("rounds.critic_warmup is for a critic, and this credit has none: set it to 0")
+
+
+def _prompts_only(config: Config, policy: Policy) -> Data:
+    """The data settings with the room that an answer takes set aside; what does not fit the context is dropped and counted."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    most = min(config.data.max_tokens, context or config.data.max_tokens)
+    room = most - config.answers.max_tokens
+    if room < 1:
+        raise ValueError(
+            f"answers.max_tokens={config.answers.max_tokens} leaves no room for a prompt in {most} tokens: lower it, "
+            f"or raise data.max_tokens up to the model's context of {context}"
+        )
+    fields = {name: getattr(config.data, name) for name in Data.__dataclass_fields__}
+    return Data(**{**fields, "max_tokens": room + 1})
+
+
+def _reward(config: Config, chat: ChatTokenizer, stack: ExitStack) -> WeightedSum:
+    parts: dict[str, Scorer] = {}
+    for name, part in config.reward.items():
+        if isinstance(part, LearnedReward):
+            _same_tokens(part.run, chat)
+            model = load_reward_model(part.run, torch_dtype(config.dtype)).requires_grad_(False)
+            parts[name] = LearnedScorer(model, budget=config.micro_tokens)
+        else:
+            rule = OutsideRule(part, seconds=config.reward_seconds)
+            stack.callback(rule.close)
+            rule.start()
+            parts[name] = rule
+    return WeightedSum(parts=parts, weights={name: part.weight for name, part in config.reward.items()})
+
+
+def _same_tokens(folder: Path, chat: ChatTokenizer) -> None:
+    """Raises ValueError for a reward model that was trained on other tokens than the policy says."""
+    path = folder / "fingerprints.json"
+    if path.is_file() and json.loads(path.read_bytes())["tokenizer"] != chat.fingerprint:
+        raise ValueError(f"{folder}: this reward model was trained with another tokenizer or template; train one with the policy's")
+
+
+def _reward_fingerprints(reward: WeightedSum, config: Config) -> dict[str, str]:
+    """What the rewards depend on beside the config: weights, and the user's files."""
+    found = {}
+    for name, scorer in reward.parts.items():
+        part = config.reward[name]
+        if isinstance(scorer, LearnedScorer):
+            found[f"reward {name}"] = weights_hash(scorer.model)
+        elif isinstance(part, PythonFunction):
+            found[f"reward {name}"] = hashlib.sha256(part.file.read_bytes()).hexdigest()
+    return found
+
+
+def _model(config: Config, policy: Policy) -> ActorCritic:
+    if config.lora:
+        add_lora(policy.model, config.lora, seed=config.seed)
+    if not config.credit.needs_critic:
+        return ActorCritic(policy)
+    if config.lora:
+        add_lora(policy.model, config.lora, seed=config.seed, name=CRITIC)
+        return ActorCritic(policy, ValueModel(policy, adapter=CRITIC))
+    if config.critic:
+        judge = load_reward_model(config.critic, policy.dtype)
+        critic = ValueModel(judge.policy)
+        critic.load_head(judge.head_tensors())
+        return ActorCritic(policy, critic)
+    return ActorCritic(policy, ValueModel(load_policy(model_folder(config.model), policy.dtype)[0]))
+
+
+def _held_in_memory(config: Config, reward: WeightedSum) -> list[str]:
+    """Which roles share weights, in words."""
+    learned = [name for name, scorer in reward.parts.items() if isinstance(scorer, LearnedScorer)]
+    roles = {True: "policy and critic are adapters", False: "the policy is an adapter"}[config.credit.needs_critic]
+    lines = [
+        f"one base: {roles} on it, the reference is the base without them"
+        if config.lora
+        else f"held: the policy, a frozen reference{', a critic with weights of its own' if config.credit.needs_critic else ''}"
+    ]
+    return lines + ([f"reward models with weights of their own: {', '.join(learned)}"] if learned else [])
+
+
+def _prompt_source(config: Config, found: Examples, world: World) -> TreeSource:
+    return TreeSource(
+        found.train.trees,
+        batch_size=config.batch_size,
+        micro_tokens=config.micro_tokens,
+        seed=config.seed,
+        rank=world.rank,
+        ranks=world.size,
+        device=device(),
+    )
+
+
+def _records(records: Sequence[object]) -> list[Prompt]:
+    prompts = [record for record in records if isinstance(record, Prompt)]
+    assert len(prompts) == len(records)
+    return prompts
+
+
+def _questions(found: Examples) -> list[Question]:
+    """The held-out prompts."""
+    records = _records(found.held_out.records)
+    return [Question(number=number, prompt=records[tree.key], trunk=tree.trunk) for number, tree in enumerate(found.held_out.trees)]
+
+
+def _objective(config: Config) -> PolicyGradient:
+    terms = config.terms
+    return PolicyGradient(
+        loss=config.loss,
+        value_loss=config.value_loss if config.credit.needs_critic else None,
+        value_weight=terms.value_weight,
+        entropy_weight=terms.entropy_weight,
+        action=terms.action,
+        average=terms.average,
+        kl_estimator=terms.kl_estimator,
+        temperature=config.answers.temperature,
+    )
+
+
+def _finish(
+    run: Run,
+    config: Config,
+    method: str,
+    found: Examples,
+    before: Sequence[float | None] | None,
+    after: Sequence[float | None],
+) -> None:
+    """`result.json`: how much was trained on, and the mean reward of answers to held-out prompts before and after."""
+    result: dict[str, Any] = {"method": method, "train": len(found.train.trees), "held_out": len(found.held_out.trees)}
+    good = [value for value in after if value is not None]
+    if good:
+        result["reward_after"] = shown(bootstrap_mean(good, seed=0))
+    pairs = [(a, b) for a, b in zip(after, before or (), strict=bool(before)) if a is not None and b is not None]
+    if pairs:
+        result["reward_before"] = shown(bootstrap_mean([b for _, b in pairs], seed=0))
+        result["reward_gain"] = shown(paired_difference([a for a, _ in pairs], [b for _, b in pairs], seed=0))
+    run.write(RESULT, result)

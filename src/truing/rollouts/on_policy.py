@@ -1,0 +1,295 @@
+"""The source of policy optimisation: each round samples with the live policy, scores, rewards and credits; the learner replays it.
+
+What is drawn depends on the seed and the round alone, so a round that was lost to a kill is drawn again, token for token.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from truing.advantages import moments
+from truing.data.experience import Experience
+from truing.data.source import TreeSource
+from truing.data.tree import Credit, Tree
+from truing.functional import kl_k3
+from truing.models.heads import ActorCritic
+from truing.objectives import Mean, averaged
+from truing.parallel.world import World
+from truing.randomness import counted_seed
+from truing.records import Prompt, Reward, Rollout
+from truing.rewards.base import RewardFunction
+from truing.rollouts.collect import Decode, Question, collect
+from truing.rollouts.credit import CreditRule, Given, Judged
+from truing.rollouts.kl_control import KLControl
+from truing.rollouts.sampler import Decoding
+from truing.rollouts.scoring import Reference, Scored, compare, score, tree_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """How a round goes."""
+
+    samples: Annotated[int, Field(gt=0)] = 1
+    """Answers to each prompt; credit by groups needs two or more."""
+    missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Taken from the reward of an answer that was cut before its end token. Customary: 1 (Huang et al. 2024, the EOS trick)."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Whether the KL is a price in the reward (k1 for each token) or a term of the loss."""
+    critic_warmup: Annotated[int, Field(ge=0)] = 0
+    """First rounds in which the critic alone learns."""
+    on_bad_reward: Literal["drop", "stop"] = "drop"
+    """Whether an answer whose reward raised, hung or is not a number is counted and left out, or ends the run."""
+    sampler_tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Mean difference of log-probabilities that sampler and scorer may have; null is 0.001 in fp32 and 0.2 in bf16."""
+
+
+class BadRewardError(ValueError):
+    """A reward could not be had, and the run is to stop there, or all of a round's could not."""
+
+
+class OnPolicy:
+    """Yields one `Experience` after another. Its state: how far it is in the prompts, and the KL's coefficient."""
+
+    def __init__(
+        self,
+        prompts: TreeSource,
+        records: Sequence[Prompt],
+        model: ActorCritic,
+        *,
+        reference: Reference,
+        reward: RewardFunction,
+        credit: CreditRule,
+        control: KLControl,
+        rounds: Rounds,
+        decoding: Decoding,
+        stop_ids: frozenset[int],
+        decode: Decode,
+        world: World,
+        record: Callable[[Mapping[str, object]], None],
+    ) -> None:
+        self.prompts = prompts
+        """Trunks, whose keys are places in `records`."""
+        self.records = records
+        self.model = model
+        self.reference = reference
+        self.reward = reward
+        self.credit = credit
+        self.control = control
+        self.rounds = rounds
+        self.decoding = decoding
+        self.stop_ids = stop_ids
+        self.decode = decode
+        self.world = world
+        self.record = record
+        """Takes a line of samples.jsonl."""
+
+    def __iter__(self) -> Iterator[Experience]:
+        while True:
+            yield self.next()
+
+    def next(self) -> Experience:
+        """One round."""
+        number = self.prompts.steps_taken
+        trees = self.prompts.step_trees(number)
+        self.prompts.steps_taken += 1
+        mine = [
+            Question(number=place, prompt=self.records[tree.key], trunk=tree.trunk)
+            for place, tree in enumerate(trees)
+            if place % self.world.size == self.world.rank
+        ]
+        groups = collect(
+            self.model.policy,
+            mine,
+            self.decoding,
+            samples=self.rounds.samples,
+            stop_ids=self.stop_ids,
+            decode=self.decode,
+            seed=counted_seed(self.prompts.seed, "rollout", number),
+            version=number,
+        )
+        scored = score(
+            self.model,
+            self.reference,
+            groups,
+            temperature=self.decoding.temperature,
+            budget=self.prompts.micro_tokens,
+        )
+        flat = [one for group in scored for one in group]
+        gap = compare(flat, self.world, dtype=self.model.policy.dtype, tolerance=self.rounds.sampler_tolerance)
+        rewards = list(self.reward([one.rollout for one in flat]))
+        self._refuse(flat, rewards)
+        numbers = [question.number for question in mine]
+        self._write(number, numbers, flat, rewards)
+        return self._credited(number, len(trees), numbers, scored, rewards, gap)
+
+    def _credited(
+        self,
+        number: int,
+        prompts: int,
+        numbers: Sequence[int],
+        scored: Sequence[Sequence[Scored]],
+        rewards: Sequence[Reward],
+        gap: Mean,
+    ) -> Experience:
+        weight = self.control.coefficient
+        in_reward = weight if self.rounds.kl_in == "reward" else 0.0
+        judged = self._judged(scored, rewards)
+        given = self.credit([group for group in judged if group], in_reward, self.world.sum)
+        places = [place for place, group in zip(numbers, judged, strict=True) if group]
+        kept = [group for group in judged if group]
+        trees = tuple(_tree(group, of_group, place) for group, of_group, place in zip(kept, given, places, strict=True))
+        parts = [
+            *(answer_metrics(group) for group in scored),
+            reward_metrics(rewards),
+            *(group_metrics(group) for group in judged),
+            {"sampler_gap": gap} if self.world.rank == 0 else {},
+        ]
+        metrics = averaged(self.world.gather(parts))
+        if "reward" not in metrics:
+            problems = "; ".join(sorted({reward.problem for reward in rewards})) or "see the other ranks"
+            raise BadRewardError(f"round {number + 1}: no answer has a reward ({problems}); mend the reward function")
+        metrics |= _explained(kept, given, self.world) if self.credit.needs_critic else {}
+        metrics["kl_coefficient"] = weight
+        metrics["prompts"] = float(prompts)
+        self.control.observe(kl=metrics["kl"], episodes=prompts * self.rounds.samples)
+        return Experience(
+            round=number,
+            trees=trees,
+            prompts=prompts,
+            kl_weight=weight if self.rounds.kl_in == "loss" else 0.0,
+            critic_only=number < self.rounds.critic_warmup,
+            metrics=metrics,
+        )
+
+    def _judged(self, scored: Sequence[Sequence[Scored]], rewards: Sequence[Reward]) -> list[list[Judged]]:
+        """The answers that have a reward, each with the number it is judged by."""
+        values = iter(rewards)
+        found: list[list[Judged]] = []
+        for group in scored:
+            found.append([])
+            for one in group:
+                reward = next(values)
+                penalty = self.rounds.missing_end_penalty if one.rollout.completion.stop == "length" else 0.0
+                if not reward.problem:
+                    found[-1].append(Judged(scored=one, score=reward.value - penalty))
+        return found
+
+    def _refuse(self, flat: Sequence[Scored], rewards: Sequence[Reward]) -> None:
+        """Raises BadRewardError, on every rank, for the first reward with a problem, where the run is to stop there."""
+        if self.rounds.on_bad_reward == "drop":
+            return
+        bad = self.world.gather(
+            [
+                f"{one.rollout.prompt.origin}: {reward.problem} (answer: {one.rollout.response[:80]!r})"
+                for one, reward in zip(flat, rewards, strict=True)
+                if reward.problem
+            ]
+        )
+        if bad:
+            raise BadRewardError(f"{bad[0]}; mend the reward, or set rounds.on_bad_reward=drop to leave such answers out")
+
+    def _write(self, number: int, numbers: Sequence[int], flat: Sequence[Scored], rewards: Sequence[Reward]) -> None:
+        """Every rollout into samples.jsonl, in the order of the round on any number of ranks."""
+        k = self.rounds.samples
+        rows = [
+            (numbers[i // k] * k + i % k, _row(number, one, reward))
+            for i, (one, reward) in enumerate(zip(flat, rewards, strict=True))
+        ]
+        for _, row in sorted(self.world.gather(rows), key=lambda placed: placed[0]):
+            self.record(row)
+
+    def state_tensors(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"prompts": self.prompts.state_dict(), "control": self.control.state_dict()}
+
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self.prompts.load_state({}, state["prompts"])
+        self.control.load_state(state["control"])
+
+
+def answer_metrics(group: Sequence[Scored]) -> dict[str, Mean]:
+    """What can be said of answers without their rewards."""
+    k3 = [float(kl_k3(one.old, one.reference).double().sum()) for one in group]
+    return {
+        "kl": _mean([one.kl for one in group]),
+        "kl_k3": _mean(k3),
+        "entropy": Mean(-sum(float(one.old.double().sum()) for one in group), float(sum(len(one.old) for one in group))),
+        **rollout_metrics([one.rollout for one in group]),
+    }
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, Mean]:
+    """Ends, lengths and empty answers."""
+    return {
+        "ended": _mean([float(one.completion.stop == "end") for one in rollouts]),
+        "length": _mean([float(len(one.completion.tokens)) for one in rollouts]),
+        "empty": _mean([float(not one.response.strip()) for one in rollouts]),
+    }
+
+
+def reward_metrics(rewards: Sequence[Reward]) -> dict[str, Mean]:
+    """The mean reward and its parts, of the answers that have them, and the share that has not."""
+    good = [reward.value for reward in rewards if not reward.problem]
+    found = {"bad_rewards": _mean([float(bool(reward.problem)) for reward in rewards])}
+    if good:
+        found["reward"] = _mean(good)
+    for name in dict.fromkeys(name for reward in rewards for name in reward.parts):
+        found[f"reward_{name}"] = _mean([reward.parts[name] for reward in rewards if name in reward.parts])
+    return found
+
+
+def group_metrics(group: Sequence[Judged]) -> dict[str, Mean]:
+    """Whether all answers to a prompt have the same score: by their group alone they teach nothing."""
+    if len(group) < 2:
+        return {}
+    return {"equal_groups": _mean([float(len({one.score for one in group}) == 1)])}
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    return Mean(math.fsum(values), float(len(values)))
+
+
+def _explained(groups: Sequence[Sequence[Judged]], given: Sequence[Sequence[Given]], world: World) -> dict[str, float]:
+    """1 - Var(R - V) / Var(R) over the tokens of all ranks: 1 where the critic knows the returns, 0 where a constant would do."""
+    values = [one.scored.values for group in groups for one in group if one.scored.values is not None]
+    returns = [returned for of_group in given for _, returned in of_group if returned is not None]
+    said, true = (torch.cat(rows) if rows else torch.zeros(0) for rows in (values, returns))
+    (_, left, _), (mean, spread, _) = moments(true - said, world.sum), moments(true, world.sum)
+    return {"explained_variance": 1 - left / spread if spread > 0 else 0.0, "returns": mean}
+
+
+def _tree(group: Sequence[Judged], given: Sequence[Given], place: int) -> Tree:
+    credit = tuple(
+        Credit(
+            old=tuple(one.scored.old.tolist()),
+            reference=tuple(one.scored.reference.tolist()),
+            advantages=tuple(advantages.tolist()),
+            values=tuple(one.scored.values.tolist()) if one.scored.values is not None else (),
+            returns=tuple(returns.tolist()) if returns is not None else (),
+        )
+        for one, (advantages, returns) in zip(group, given, strict=True)
+    )
+    return replace(tree_of([one.scored.rollout for one in group], place), credit=credit)
+
+
+def _row(number: int, one: Scored, reward: Reward) -> dict[str, object]:
+    rollout = one.rollout
+    return {
+        "step": number + 1,
+        "prompt": [{"role": message.role, "content": message.content} for message in rollout.prompt.messages],
+        "response": rollout.response,
+        "reward": None if reward.problem else reward.value,
+        "parts": dict(reward.parts),
+        "problem": reward.problem,
+        "kl": one.kl,
+        "length": len(rollout.completion.tokens),
+        "stop": rollout.completion.stop,
+        "policy": rollout.version,
+    }

@@ -1,0 +1,376 @@
+"""Rounds of policy optimisation: what must hold at the first step, what is counted and named, and what takes an update back."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rounds import STOP, Setup, low_tokens
+from trees import gradients, random_trees, relative_gap, tiny_policy
+from truing.data.tree import Credit, TreeBatch, pack
+from truing.losses.clipped_surrogate import ClippedSurrogate
+from truing.losses.clipped_value import ClippedValue
+from truing.losses.reinforce import Reinforce
+from truing.models.heads import ActorCritic, ValueModel
+from truing.objectives import PolicyGradient, averaged
+from truing.parallel.world import World
+from truing.records import Completion, Message, Prompt, Rollout
+from truing.rewards.base import Failure
+from truing.rollouts.credit import GAE, BatchMean, GroupMean, Judged, LeaveOneOut
+from truing.rollouts.kl_control import AdaptiveKL, FixedKL, KLControl
+from truing.rollouts.on_policy import BadRewardError, Rounds
+from truing.rollouts.scoring import SamplerDiffersError, Scored, compare
+from truing.train.replay import Replay
+
+CREDITS = [GAE(), LeaveOneOut(), GroupMean(), BatchMean()]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("credit", CREDITS, ids=lambda credit: type(credit).__name__)
+def test_trap_09_first_ratio_is_1_nothing_is_clipped_and_the_kl_is_0(credit: object, lora: bool) -> None:
+    setup = Setup(credit=credit, lora=lora, rounds=Rounds(samples=2))
+    experience = setup.source.next()
+    for minibatch in setup.learner.minibatches(experience, 0):
+        for batch in setup.learner._batches(minibatch):
+            with torch.no_grad():
+                log_ratio = setup.model.policy.log_probs(batch, temperature=0.8) - batch.credit.old
+            assert float((log_ratio.exp() - 1).abs().max()) < 1e-5
+            assert float((batch.credit.old - batch.credit.reference).abs().max()) == 0.0
+    metrics = setup.learner.update(setup.objective, experience)
+    assert metrics["first_ratio"] == pytest.approx(1, abs=1e-6)
+    assert (metrics["first_clip_fraction"], metrics["kl"], metrics["kl_k3"]) == (0.0, 0.0, 0.0)
+    assert metrics["first_approx_kl_k3"] == pytest.approx(0, abs=1e-10)
+    setup.reference.check()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_trap_10_the_reference_of_rollouts_stays_as_the_policy_was(lora: bool) -> None:
+    setup = Setup(lora=lora, lr=1e-2)
+    first = setup.source.next()
+    batch = TreeBatch.of(first.trees)
+    before = setup.reference.log_probs(batch, temperature=0.8)
+    setup.learner.update(setup.objective, first)
+    assert torch.equal(setup.reference.log_probs(batch, temperature=0.8), before)
+    setup.reference.check()
+    with torch.no_grad():
+        assert float((setup.model.policy.log_probs(batch, temperature=0.8) - before).abs().max()) > 1e-3
+
+
+def credited(seed: int = 0) -> list:
+    """Trees of two branches with made-up credit, old log-probabilities near the policy's."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(n: int, scale: float = 1.0, shift: float = 0.0) -> tuple[float, ...]:
+        return tuple((torch.randn(n, generator=generator) * scale + shift).tolist())
+
+    return [
+        replace(
+            tree,
+            credit=tuple(
+                Credit(old=some(n, 0.2, -5.7), reference=some(n, 0.2, -5.7), advantages=some(n), values=some(n), returns=some(n))
+                for n in (len(branch.tokens) for branch in tree.branches)
+            ),
+        )
+        for tree in random_trees(6)
+    ]
+
+
+OBJECTIVES = {
+    "ppo": PolicyGradient(loss=ClippedSurrogate(), value_loss=ClippedValue(), temperature=0.7, entropy_weight=0.01),
+    "grpo": PolicyGradient(loss=ClippedSurrogate(clip_high=0.28), average="response", kl_weight=0.1, kl_estimator="k3"),
+    "rloo": PolicyGradient(loss=ClippedSurrogate(), action="response", kl_weight=0.1),
+    "gspo": PolicyGradient(loss=ClippedSurrogate(), action="response_mean"),
+    "reinforce": PolicyGradient(loss=Reinforce()),
+    "warm-up": PolicyGradient(loss=ClippedSurrogate(), value_loss=ClippedValue(), value_only=True),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_trap_08_policy_gradients_are_the_same_in_any_micro_batches(name: str) -> None:
+    found = []
+    for budget in (10**6, 60, 1):
+        policy = tiny_policy()
+        model = ActorCritic(policy, ValueModel(tiny_policy(seed=4)))
+        torch.nn.init.normal_(model.critic.head.weight, generator=torch.Generator().manual_seed(1))
+        objective, parts = OBJECTIVES[name], []
+        groups = [TreeBatch.of(group) for group in pack(credited(), budget)]
+        units = sum(objective.units(batch) for batch in groups)
+        for batch in groups:
+            output = objective(model, batch)
+            (output.total / units).backward()
+            parts.append(output.metrics)
+        found.append((averaged(parts), gradients(model)))
+    for metrics, grads in found[1:]:
+        assert metrics == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
+        assert relative_gap(grads, found[0][1]) < 1e-4
+
+
+def test_trap_18_metrics_are_means_over_tokens_by_hand() -> None:
+    """Ratios 2 (one token) and 1 (three tokens): mean 1.25, variance about 1 of 0.25; a quarter is clipped."""
+    policy = tiny_policy()
+    (tree,) = random_trees(1, branches=2, seed=7)
+    lengths = [len(branch.tokens) for branch in tree.branches]
+    with torch.no_grad():
+        now = policy.log_probs(TreeBatch.of([tree])).split(lengths)
+    credit = [
+        Credit(old=tuple((row - shift).tolist()), reference=tuple(row.tolist()), advantages=(1.0,) * len(row))
+        for row, shift in zip(now, (math.log(2), 0.0), strict=True)
+    ]
+    batch = TreeBatch.of([replace(tree, credit=tuple(credit))])
+    share = lengths[0] / sum(lengths)
+    output = PolicyGradient(loss=ClippedSurrogate())(ActorCritic(policy), batch)
+    found = averaged([output.metrics])
+    assert found["ratio"] == pytest.approx(1 + share, abs=1e-5)
+    assert found["ratio_variance"] == pytest.approx(share, abs=1e-5)
+    assert found["clip_fraction"] == pytest.approx(share)
+    assert found["approx_kl_k1"] == pytest.approx(-share * math.log(2), abs=1e-5)
+    assert found["approx_kl_k3"] == pytest.approx(share * (1 - math.log(2)), abs=1e-5)
+    assert output.total.item() == pytest.approx(-1.2 * lengths[0] - lengths[1], abs=1e-4)
+
+
+def judged(*, score: float, stop: str = "end", tokens: int = 3, values: tuple[float, ...] = (), after: float = 0.0) -> Judged:
+    completion = Completion(tokens=tuple(range(tokens)), stop=stop)
+    rollout = Rollout(prompt=Prompt(messages=(Message(role="user", content="?"),)), trunk=(1,), completion=completion, response="")
+    old, reference = torch.full((tokens,), -1.0), torch.full((tokens,), -1.5)
+    scored = Scored(rollout=rollout, old=old, reference=reference, values=torch.tensor(values or (0.0,) * tokens), after=after)
+    return Judged(scored=scored, score=score)
+
+
+def test_trap_17_the_score_stands_at_the_last_token_and_the_kl_at_each_by_hand() -> None:
+    """beta 0.2, k1 0.5 a token: rewards -0.1 -0.1 0.9; with lambda 1 and V = 0 the returns are their sums to the end."""
+    credit = GAE(lam=1.0, whiten=False)
+    ((given,), (other,)) = credit([[judged(score=1.0)], [judged(score=1.0, tokens=1)]], 0.2, list)
+    assert given[0].tolist() == pytest.approx([0.7, 0.8, 0.9])
+    assert given[1].tolist() == pytest.approx([0.7, 0.8, 0.9])
+    assert other[0].tolist() == pytest.approx([0.9]), "whatever is padded beside it"
+
+
+def test_trap_16_a_cut_answer_ends_there_unless_bootstrapping_is_asked_for() -> None:
+    cut = judged(score=0.0, stop="length", after=4.0)
+    for credit, expected in ((GAE(lam=1.0, whiten=False), 0.0), (GAE(lam=1.0, whiten=False, bootstrap_cut=True), 4.0)):
+        (((_, returns),),) = credit([[cut]], 0.0, list)
+        assert returns.tolist() == pytest.approx([expected] * 3)
+
+
+def test_trap_17_an_answer_without_its_end_pays_the_configured_penalty() -> None:
+    for price in (0.0, 3.0):
+        listening = Listening()
+        setup = Setup(credit=listening, rounds=Rounds(samples=2, missing_end_penalty=price))
+        setup.source.next()
+        stops = [one.scored.rollout.completion.stop for one in listening.heard]
+        assert set(stops) == {"end", "length"}
+        for one, stop in zip(listening.heard, stops, strict=True):
+            (value,) = low_tokens([one.scored.rollout])
+            assert one.score == pytest.approx(value - (price if stop == "length" else 0.0))
+            assert (one.scored.rollout.completion.tokens[-1] in STOP) == (stop == "end")
+
+
+class Listening:
+    """Leave-one-out that remembers what it was given."""
+
+    needs_critic = False
+
+    def __init__(self) -> None:
+        self.heard: list[Judged] = []
+
+    def __call__(self, groups: Sequence[Sequence[Judged]], kl_weight: float, total: object) -> object:
+        self.heard += [one for group in groups for one in group]
+        return LeaveOneOut()(groups, kl_weight, total)
+
+
+def test_group_credit_spreads_one_advantage_over_all_tokens_and_takes_the_kl_of_the_response() -> None:
+    """Scores 1 and 0, k1 of 1.5 and 1.0 nats, beta 0.2: 0.7 and -0.2, each against the other."""
+    group = [judged(score=1.0, tokens=3), judged(score=0.0, tokens=2)]
+    ((first, second),) = LeaveOneOut()([group], 0.2, list)
+    assert first[0].tolist() == pytest.approx([0.9] * 3)
+    assert second[0].tolist() == pytest.approx([-0.9] * 2)
+    assert first[1] is None
+
+
+def test_trap_21_the_adaptive_coefficient_by_hand() -> None:
+    """KL 9 against 6 is 50% too much, clipped to 20%: 0.1 (1 + 0.2 x 500 / 1000); KL 5.7 is 5% too little; and it can be raised."""
+    control = KLControl(AdaptiveKL(coefficient=0.1, target=6.0, horizon=1000.0), raise_by=2.0)
+    control.observe(kl=9.0, episodes=500)
+    assert control.coefficient == pytest.approx(0.11)
+    control.observe(kl=5.7, episodes=500)
+    assert control.coefficient == pytest.approx(0.11 * 0.975)
+    control.raise_()
+    assert control.coefficient == pytest.approx(0.22 * 0.975)
+    fixed = KLControl(FixedKL(coefficient=0.3))
+    fixed.observe(kl=1e9, episodes=10**6)
+    assert fixed.coefficient == 0.3
+
+
+def test_trap_21_the_adaptive_coefficient_sees_the_kl_of_a_response_averaged_over_the_round() -> None:
+    setup = Setup(kl=AdaptiveKL(target=1e-3, horizon=100.0), lr=1e-2)
+    first, second = setup.run(2)
+    rows = [row["kl"] for row in setup.rows if row["step"] == 2]
+    assert second["kl"] == pytest.approx(sum(rows) / len(rows))
+    lower = 0.1 * (1 - 0.2 * 4 / 100)
+    assert (first["kl_coefficient"], second["kl_coefficient"]) == (0.1, pytest.approx(lower))
+    error = min(max(second["kl"] / 1e-3 - 1, -0.2), 0.2)
+    assert setup.control.coefficient == pytest.approx(lower * (1 + error * second["prompts"] / 100))
+
+
+def test_an_update_beyond_the_budget_is_taken_back_and_the_kl_becomes_dearer() -> None:
+    setup = Setup(replay=Replay(kl_budget=1e-4), lr=1e-2)
+    before, state = setup.weights(), {name: t.clone() for name, t in setup.learner.state_tensors().items()}
+    metrics = setup.run(1)[0]
+    assert metrics["kl_after"] > 1e-4
+    assert metrics["rejected"] == 1.0
+    assert all(torch.equal(before[name], value) for name, value in setup.weights().items())
+    assert all(torch.equal(state[name], value) for name, value in setup.learner.state_tensors().items())
+    assert setup.control.coefficient == pytest.approx(0.05 * 1.5)
+    assert setup.learner.learner.steps_taken == 1, "the schedule goes on"
+    after = setup.run(1)[0]
+    assert (after["kl"], after["rejected"]) == (0.0, 2.0)
+
+
+def test_an_update_within_the_budget_stays_and_its_kl_is_what_the_policy_has() -> None:
+    setup = Setup(replay=Replay(kl_budget=100.0), lr=1e-3)
+    experience = setup.source.next()
+    metrics = setup.learner.update(setup.objective, experience)
+    batch = TreeBatch.of(experience.trees)
+    with torch.no_grad():
+        now = setup.model.policy.log_probs(batch, temperature=0.8)
+    gap = now - batch.credit.reference
+    terms = (now - batch.credit.old).exp() * (torch.exp(-gap) - 1 + gap)
+    assert metrics["kl_after"] == pytest.approx(float(terms.sum()) / batch.responses, rel=1e-3)
+    assert metrics["rejected"] == 0.0
+
+
+def test_an_update_that_leads_back_from_beyond_the_budget_is_kept() -> None:
+    setup = Setup(replay=Replay(kl_budget=1e-6), lr=1e-3)
+    experience = setup.source.next()
+    far = replace(experience, metrics={**experience.metrics, "kl_k3": 100.0})
+    assert setup.learner.update(setup.objective, far)["rejected"] == 0.0
+
+
+def test_epochs_end_once_the_policy_has_moved_too_far_from_its_samples() -> None:
+    whole = Setup(replay=Replay(epochs=3, minibatches=2), lr=1e-2).run(1)[0]
+    early = Setup(replay=Replay(epochs=3, minibatches=2, target_kl=1e-6), lr=1e-2).run(1)[0]
+    assert (whole["updates"], whole["stopped_early"]) == (6.0, 0.0)
+    assert (early["updates"], early["stopped_early"]) == (2.0, 1.0)
+
+
+def test_each_epoch_deals_every_prompt_once_and_anew() -> None:
+    setup = Setup(replay=Replay(minibatches=3), batch_size=6)
+    experience = setup.source.next()
+    epochs = [setup.learner.minibatches(experience, epoch) for epoch in range(4)]
+    dealt = [[[tree.key for tree in part] for part in epoch] for epoch in epochs]
+    assert all(sorted(key for part in epoch for key in part) == list(range(6)) for epoch in dealt)
+    assert len({str(epoch) for epoch in dealt}) > 1
+    assert setup.learner.minibatches(experience, 2) == epochs[2]
+
+
+def test_in_warm_up_only_the_critic_learns() -> None:
+    setup = Setup(rounds=Rounds(critic_warmup=1), lora=True)
+    before = setup.weights()
+    first, second = setup.run(2)
+    assert "policy_loss" not in first
+    assert second["kl"] == 0.0, "the policy of the second round is still that of the start"
+    moved = {name for name, value in setup.weights().items() if not torch.equal(value, before[name])}
+    assert any(".default." in name for name in moved)
+    again = Setup(rounds=Rounds(critic_warmup=1), lora=True)
+    again.run(1)
+    moved = {name for name, value in again.weights().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert not any(".default." in name for name in moved)
+
+
+# -- what goes wrong is named and counted
+
+
+def failing(rollouts: Sequence[Rollout]) -> list[float | Failure]:
+    """One answer hangs, one is not a number, the others are as ever."""
+    values = low_tokens(rollouts)
+    return [Failure(fault="timed out", text="after 1 s"), math.nan, *values[2:]]
+
+
+def test_a_bad_reward_is_counted_and_its_answer_left_out() -> None:
+    setup = Setup(credit=LeaveOneOut(), rounds=Rounds(samples=3), reward=failing)
+    experience = setup.source.next()
+    assert experience.metrics["bad_rewards"] == pytest.approx(2 / 12)
+    assert [len(tree.branches) for tree in experience.trees] == [1, 3, 3, 3]
+    assert [row["problem"] for row in setup.rows[:3]] == ["low timed out: after 1 s", "low not a number: nan", ""]
+    assert setup.rows[0]["reward"] is None
+    assert set(experience.trees[0].credit[0].advantages) == {0.0}, "alone, an answer has nothing to be compared with"
+    metrics = setup.learner.update(setup.objective, experience)
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_a_bad_reward_stops_the_run_where_that_is_asked_for() -> None:
+    setup = Setup(rounds=Rounds(on_bad_reward="stop"), reward=failing)
+    with pytest.raises(BadRewardError, match=r"prompts\.jsonl:\d: low timed out: after 1 s \(answer: "):
+        setup.source.next()
+
+
+def test_a_round_without_any_reward_is_an_error() -> None:
+    setup = Setup(reward=lambda rollouts: [Failure(fault="raised", text="KeyError: 'x'")] * len(rollouts))
+    with pytest.raises(BadRewardError, match=r"round 1: no answer has a reward .*KeyError: 'x'.*; mend the reward function"):
+        setup.source.next()
+
+
+def test_a_group_of_equals_is_counted_and_teaches_nothing() -> None:
+    for credit in (LeaveOneOut(), GroupMean()):
+        setup = Setup(
+            credit=credit,
+            rounds=Rounds(samples=3, missing_end_penalty=0.0),
+            kl=FixedKL(coefficient=0.0),
+            reward=lambda rollouts: [0.5] * len(rollouts),
+        )
+        before = setup.weights()
+        metrics = setup.run(1)[0]
+        assert metrics["equal_groups"] == 1.0
+        assert metrics["grad_norm"] == 0.0
+        assert all(torch.equal(before[name], value) for name, value in setup.weights().items())
+
+
+def test_an_empty_answer_is_counted_and_trained_on() -> None:
+    setup = Setup(max_tokens=1)
+    experience = setup.source.next()
+    assert experience.metrics["empty"] == pytest.approx(sum(not row["response"] for row in setup.rows) / 4)
+    assert experience.metrics["length"] == 1.0
+    assert math.isfinite(setup.learner.update(setup.objective, experience)["loss"])
+
+
+def heard(shift: float = 0.0, reference: float = -3.0) -> Scored:
+    completion = Completion(tokens=(4, 5), stop="end", log_probs=(-1.0 + shift, -2.0 + shift))
+    rollout = Rollout(prompt=Prompt(messages=(Message(role="user", content="?"),)), trunk=(1,), completion=completion, response="")
+    old = torch.tensor([-1.0, -2.0])
+    return Scored(rollout=rollout, old=old, reference=torch.full((2,), reference), values=None, after=0.0)
+
+
+def test_trap_14_a_sampler_that_is_not_the_scorer_is_an_error_with_its_cause() -> None:
+    gap = compare([heard(), heard(5e-4)], World(), dtype=torch.float32)
+    assert gap.sum / gap.count == pytest.approx(2.5e-4, rel=1e-2)
+    assert compare([heard(0.1)], World(), dtype=torch.bfloat16).count == 2.0
+    with pytest.raises(SamplerDiffersError, match=r"differ by 0\.3 .*signed difference \+0\.3.*cut distribution"):
+        compare([heard(0.3)], World(), dtype=torch.float32)
+    with pytest.raises(SamplerDiffersError, match="other weights, another temperature"):
+        compare([heard(0.3), heard(-0.3)], World(), dtype=torch.float32)
+    as_reference = replace(heard(), reference=torch.tensor([-1.5, -2.5]))
+    spoken = replace(as_reference, rollout=heard(-0.5).rollout)
+    with pytest.raises(SamplerDiffersError, match="speaks as the reference does"):
+        compare([spoken], World(), dtype=torch.float32)
+    with pytest.raises(SamplerDiffersError):
+        compare([heard(math.nan)], World(), dtype=torch.float32)
+
+
+def test_every_rollout_is_written_down() -> None:
+    setup = Setup(credit=GroupMean(), rounds=Rounds(samples=2))
+    setup.run(2)
+    assert [row["step"] for row in setup.rows] == [1] * 8 + [2] * 4
+    row = setup.rows[-1]
+    keys = {"step", "prompt", "response", "reward", "parts", "problem", "kl", "length", "stop", "policy"}
+    assert row.keys() == keys
+    assert (row["policy"], row["parts"]) == (1, {"low": row["reward"]})
+
+
+def test_rewards_rise() -> None:
+    rounds = Rounds(samples=8, missing_end_penalty=0.0)
+    setup = Setup(credit=LeaveOneOut(), rounds=rounds, kl=FixedKL(coefficient=0.0), lr=3e-3, batch_size=6)
+    rewards = [metrics["reward"] for metrics in setup.run(8)]
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1, rewards
