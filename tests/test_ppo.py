@@ -16,8 +16,10 @@ from truing.losses.reinforce import Reinforce
 from truing.models.heads import ActorCritic, ValueModel
 from truing.objectives import PolicyGradient, averaged
 from truing.parallel.world import World
+from truing.recipes.ppo import Config
 from truing.records import Completion, Message, Prompt, Rollout
 from truing.rewards.base import Failure
+from truing.rollouts import on_policy
 from truing.rollouts.credit import GAE, BatchMean, GroupMean, Judged, LeaveOneOut
 from truing.rollouts.kl_control import AdaptiveKL, FixedKL, KLControl
 from truing.rollouts.on_policy import BadRewardError, Rounds
@@ -180,6 +182,15 @@ class Listening:
         return LeaveOneOut()(groups, kl_weight, total)
 
 
+def test_trap_18_explained_variance_is_over_the_tokens_of_the_round_by_hand() -> None:
+    """Returns 1 1 0 0 0 0 against values 1 1 1 0 0 0: Var(R) = 2/9, Var(R - V) = 5/36, whichever answers the tokens are in."""
+    returns, values = ((1.0,), (1.0, 0.0, 0.0, 0.0, 0.0)), ((1.0,), (1.0, 1.0, 0.0, 0.0, 0.0))
+    groups = [[judged(score=0.0, tokens=len(row), values=row)] for row in values]
+    given = [[(torch.zeros(len(row)), torch.tensor(row))] for row in returns]
+    found = on_policy._explained(groups, given, World())
+    assert found == {"explained_variance": pytest.approx(1 - (5 / 36) / (2 / 9)), "returns": pytest.approx(1 / 3)}
+
+
 def test_group_credit_spreads_one_advantage_over_all_tokens_and_takes_the_kl_of_the_response() -> None:
     """Scores 1 and 0, k1 of 1.5 and 1.0 nats, beta 0.2: 0.7 and -0.2, each against the other."""
     group = [judged(score=1.0, tokens=3), judged(score=0.0, tokens=2)]
@@ -187,6 +198,14 @@ def test_group_credit_spreads_one_advantage_over_all_tokens_and_takes_the_kl_of_
     assert first[0].tolist() == pytest.approx([0.9] * 3)
     assert second[0].tolist() == pytest.approx([-0.9] * 2)
     assert first[1] is None
+
+
+def test_trap_21_eps_is_1e_5_and_the_rate_falls_in_a_line_to_0_round_by_round() -> None:
+    """Four rounds of two epochs: one rate a round, lr, 3/4, 1/2 and 1/4 of it, whatever the optimizer steps in them."""
+    default = Config.__dataclass_fields__["optimizer"].default_factory()
+    assert (default.eps, default.schedule, default.warmup) == (1e-5, "linear", 0.0)
+    setup = Setup(replay=Replay(epochs=2, minibatches=2), lr=1e-3, steps=4)
+    assert [metrics["lr"] for metrics in setup.run(4)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
 def test_trap_21_the_adaptive_coefficient_by_hand() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-NOT_BUILT = "belongs to policy optimisation, not built yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,7 @@ TRAPS = {
     7: Trap(
         text="the reward model scores other tokens than it was trained on",
         tests=(
+            "test_rewards.py::test_trap_07_a_learned_reward_scores_the_very_tokens_whatever_stands_beside_them",
             "test_chat.py::test_trap_07_an_unfinished_answer_gets_no_end_token",
             "test_traps_scoring.py::test_trap_07_the_reward_model_scores_the_tokens_that_were_said",
         ),
@@ -80,6 +80,7 @@ TRAPS = {
     8: Trap(
         text="losses, gradients or metrics depend on micro-batches, packing, padding, layout or ranks",
         tests=(
+            "test_ppo.py::test_trap_08_policy_gradients_are_the_same_in_any_micro_batches",
             "test_learner.py::test_trap_08_micro_batches_of_any_size_give_the_same_loss_metrics_gradients_and_weights",
             "test_feedback.py::test_trap_08_feedback_gives_the_same_numbers_however_the_batch_is_split",
             "test_moving_reference.py::test_trap_08_kto_against_a_moving_reference_however_the_batch_is_split",
@@ -95,6 +96,7 @@ TRAPS = {
     9: Trap(
         text="policy and reference differ at the first step, or dropout is on",
         tests=(
+            "test_ppo.py::test_trap_09_first_ratio_is_1_nothing_is_clipped_and_the_kl_is_0",
             "test_losses.py::test_trap_09_policy_equal_to_reference_gives_ln_2",
             "test_feedback.py::test_trap_09_policy_equal_to_reference_gives_the_starting_loss",
             "test_reference.py::test_trap_09_the_first_dpo_loss_is_ln_2",
@@ -103,11 +105,11 @@ TRAPS = {
             "test_traps_scoring.py::test_trap_09_the_divergence_of_a_model_from_itself_is_zero",
             "test_one_file.py::test_trap_09_policy_is_reference_at_the_first_step",
         ),
-        absent=f"the first ratio of PPO {NOT_BUILT}",
     ),
     10: Trap(
         text="the reference is what a name loads from disk, not the policy as it stood",
         tests=(
+            "test_ppo.py::test_trap_10_the_reference_of_rollouts_stays_as_the_policy_was",
             "test_reference.py::test_trap_10_the_reference_is_the_policy_in_memory_not_what_its_name_loads",
             "test_reference.py::test_trap_10_with_an_adapter_the_reference_is_the_adapter_switched_off",
             "test_one_file.py::test_trap_10_the_reference_stays_as_the_policy_was",
@@ -134,30 +136,47 @@ TRAPS = {
     14: Trap(
         text="log-probabilities and samples are of different distributions",
         tests=(
+            "test_sampler.py::test_trap_14_the_log_probs_of_what_was_drawn_are_the_scorers_at_that_temperature",
+            "test_ppo.py::test_trap_14_a_sampler_that_is_not_the_scorer_is_an_error_with_its_cause",
             "test_functional.py::test_trap_14_temperature_divides_logits",
             "test_traps_scoring.py::test_trap_14_samples_come_from_the_whole_distribution_whatever_the_models_own_settings_say",
             "test_sampler.py::test_every_token_of_the_tail_can_be_drawn",
         ),
-        absent=f"the correction of ratios {NOT_BUILT}",
     ),
     15: Trap(
         text="the wrong KL estimator; a KL below zero passes without a word",
         tests=(
+            "test_policy_losses.py::test_trap_15_as_losses_k1_has_no_expected_gradient_and_k2_that_of_kl",
             "test_functional.py::test_kl_estimators_by_hand_and_unbiased",
             "test_traps_scoring.py::test_trap_15_both_estimates_are_reported_and_a_divergence_below_zero_is_named",
         ),
-        absent=f"KL in losses and rewards {NOT_BUILT}",
     ),
-    16: Trap(text="advantages run over prompts, padding or the end, or are whitened by rank", absent=f"GAE {NOT_BUILT}"),
+    16: Trap(
+        text="advantages run over prompts, padding or the end, or are whitened by rank",
+        tests=(
+            "test_advantages.py::test_trap_16_an_end_is_terminal_unless_the_response_was_cut",
+            "test_advantages.py::test_trap_16_masked_tokens_wherever_they_stand_change_nothing",
+            "test_advantages.py::test_trap_16_reward_whitening_does_not_shift_the_mean",
+            "test_advantages.py::test_trap_16_advantages_are_whitened_over_all_ranks_once",
+            "test_ppo.py::test_trap_16_a_cut_answer_ends_there_unless_bootstrapping_is_asked_for",
+        ),
+    ),
     17: Trap(
         text="the reward is read at padding",
         tests=(
+            "test_ppo.py::test_trap_17_the_score_stands_at_the_last_token_and_the_kl_at_each_by_hand",
+            "test_ppo.py::test_trap_17_an_answer_without_its_end_pays_the_configured_penalty",
             "test_traps_scoring.py::test_trap_17_the_reward_is_read_at_the_last_token_whatever_the_padding_or_packing",
             "test_one_file.py::test_trap_17_score_is_read_at_the_last_real_token_whatever_the_padding",
         ),
-        absent=f"the penalty of a response without end token {NOT_BUILT}",
     ),
-    18: Trap(text="clip fractions, ratios and explained variance count padding", absent=f"the value function {NOT_BUILT}"),
+    18: Trap(
+        text="clip fractions, ratios and explained variance count padding",
+        tests=(
+            "test_ppo.py::test_trap_18_metrics_are_means_over_tokens_by_hand",
+            "test_ppo.py::test_trap_18_explained_variance_is_over_the_tokens_of_the_round_by_hand",
+        ),
+    ),
     19: Trap(
         text="half precision where it loses: log-sum-exps, heads, small updates; a rollout that leaves another dtype behind",
         tests=(
@@ -176,7 +195,14 @@ TRAPS = {
             "test_policy.py::test_trap_20_no_branch_sees_a_sibling_or_another_tree",
         ),
     ),
-    21: Trap(text="AdamW's eps, the annealed rate and the adaptive KL of PPO", absent=f"PPO {NOT_BUILT}"),
+    21: Trap(
+        text="AdamW's eps, the annealed rate and the adaptive KL of PPO",
+        tests=(
+            "test_ppo.py::test_trap_21_eps_is_1e_5_and_the_rate_falls_in_a_line_to_0_round_by_round",
+            "test_ppo.py::test_trap_21_the_adaptive_coefficient_by_hand",
+            "test_ppo.py::test_trap_21_the_adaptive_coefficient_sees_the_kl_of_a_response_averaged_over_the_round",
+        ),
+    ),
     22: Trap(
         text="a resumed run repeats rows or skips some; rows are not shuffled",
         tests=(
