@@ -17,6 +17,7 @@ from torch import nn
 from truing.data.chat import ChatTokenizer
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch, pack
+from truing.memory import give_back
 from truing.models.heads import RewardModel
 from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
 from truing.models.lora import add_lora, has_lora, merge
@@ -116,6 +117,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
 
         seed_random_states(shared.seed)
         train(run, learner, objective, source, evaluate=evaluate if held_out else None)
+        give_back(all_of_it=True)
         # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
         after = _outcomes(plan, model, compared, bar("held out, after"), world)
         result = _result(run, plan, found, before, after)

@@ -1,6 +1,6 @@
 """Checkpoints: `step-000012` folders of safetensors and JSON, whole or not there at all. No pickle anywhere.
 
-One `<part>.safetensors` per part (further ones of 1 GiB each for a large part) and one `state.json`; bytes become durable in
+One `<part>.safetensors` per part (further ones of 128 MiB each for a large part) and one `state.json`; bytes become durable in
 `truing.runs.durable`. What a part puts in is its own affair. The random states of python, numpy and torch go into every checkpoint.
 """
 
@@ -34,7 +34,7 @@ from truing.runs.run import Part
 
 STATE = "state.json"
 KEEP = 2
-SHARD = 1 << 30
+SHARD = 1 << 27
 """Bytes of tensors in one file, which is all that is held twice in memory while it is written or read."""
 
 Tensors = Mapping[str, Tensor]
