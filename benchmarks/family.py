@@ -1,0 +1,93 @@
+"""Every preference method on the demo's data from one SFT model: held-out preference accuracy before and after, time and memory.
+
+    python -m benchmarks.family [--seeds 0 1 2] [--out runs/family] [METHOD ...]
+
+All methods get the same rows, adapters, learning rate and steps, and the defaults of their losses: it shows that each learns, not
+which is best when tuned. The SFT model of each seed is trained first. Prints a table and writes benchmarks/results/family.json
+after each run, and leaves out what is in it already.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "family.json"
+TOPICS = "first aid,houseplants,laundry,music,photography,sewing,swimming"
+COMMON = (
+    "data.path=everyday",
+    "data.held_out_by=topic",
+    f"data.held_out=[{TOPICS}]",
+    "data.max_tokens=512",
+    "lora.rank=16",
+    r"lora.targets=layers\.(1[5-9]|2\d)\.",
+    "optimizer.lr=5e-4",
+    "micro_tokens=1024",
+    "evaluate_every=0",
+    "save_every=0",
+)
+
+
+def train(method: str, settings: Sequence[str], folder: Path) -> tuple[float, float]:
+    """One `truing train`; seconds and peak memory in GB."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "truing.cli", "train", method, *COMMON, *settings, f"run={folder}"]
+    pid = os.posix_spawn(sys.executable, command, os.environ)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
+    return round(time.monotonic() - began, 1), round(usage.ru_maxrss / 1e6, 2)
+
+
+def one(method: str, seed: int, out: Path) -> dict[str, Any]:
+    start = out / str(seed) / "sft"
+    if not (start / "result.json").is_file():
+        train("sft", [f"seed={seed}"], start)
+    folder = out / str(seed) / method
+    seconds, peak = train(method, [f"seed={seed}", f"model={start}"], folder)
+    result = json.loads((folder / "result.json").read_bytes())
+    return {"method": method, "seed": seed, "seconds": seconds, "peak_gb": peak, **result}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a method: each seed's gain with its interval, mean accuracy after, seconds and memory."""
+
+    def points(estimate: dict[str, float]) -> str:
+        return f"{100 * estimate['value']:+.1f} [{100 * estimate['low']:+.1f}, {100 * estimate['high']:+.1f}]"
+
+    lines = ["| method | gain in points, by seed | accuracy before → after | seconds | peak GB |", "|---|---|---|---|---|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["seed"])
+        mean = {key: sum(row[key]["value"] for row in own) / len(own) for key in ("accuracy_before", "accuracy_after")}
+        lines.append(
+            f"| {method} | {'; '.join(points(row['accuracy_gain']) for row in own)} "
+            f"| {100 * mean['accuracy_before']:.1f} → {100 * mean['accuracy_after']:.1f} "
+            f"| {max(row['seconds'] for row in own):.0f} | {max(row['peak_gb'] for row in own):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from truing.recipes.commands import METHODS
+
+    family = [method for method, recipe in METHODS.items() if recipe in ("preference", "feedback")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(family)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.is_file() else []
+    for seed in args.seeds:
+        for method in args.methods or family:
+            if not any(row["method"] == method and row["seed"] == seed for row in rows):
+                rows.append(one(method, seed, args.out))
+                RESULT.write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
