@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import make_tiny_llama
-from trees import branch, gradients, random_trees, relative_gap
+from trees import branch, gradients, random_trees, relative_gap, tiny_policy
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.models import attention, policy
 from truing.models.policy import Policy, probe
@@ -196,3 +196,28 @@ def test_a_model_without_chunkable_head_uses_its_own_logits(monkeypatch):
     expected = torch.cat([found.policy.log_probs(TreeBatch.of([t])) for t in trees])
     torch.testing.assert_close(found.policy.log_probs(TreeBatch.of(trees)), expected, rtol=1e-5, atol=1e-5)
     assert policy.PROBE_TOLERANCE < 1e-3
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+def test_computing_again_changes_no_number_and_keeps_less(layout, lora):
+    trees = random_trees(5)
+    batch, found = TreeBatch.of(trees), []
+    for above in (None, 0, 10**6):
+        model = tiny_policy(lora=lora)
+        if layout == "plain":
+            model.model.set_attn_implementation("sdpa")
+            model = Policy(model.model, layout="plain")
+        model.recompute_above = above
+        model.eval()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            values = model.log_probs(batch)
+        values.square().sum().backward()
+        found.append((values.detach(), gradients(model), sum(kept)))
+        assert not any(module.training for module in model.modules())
+    for values, grads, _ in found[1:]:
+        assert torch.equal(values, found[0][0])
+        assert relative_gap(grads, found[0][1]) < 1e-6
+    assert found[1][2] < 0.7 * found[0][2]
+    assert found[2][2] == found[0][2]

@@ -4,14 +4,18 @@ Two layouts give the same numbers. `tree`: one packed row, the prompt computed o
 its own prompt in a padded row, for models whose layers cannot be told who sees whom. `probe` finds out by numbers, not by names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from truing.data.tree import Branch, Tree, TreeBatch
 from truing.functional import segment_sum, token_entropies, token_log_probs
@@ -37,6 +41,8 @@ class Policy(nn.Module):
         self.layout: LayoutName = layout
         self.chunked_head = chunked_head
         self.block = block
+        self.recompute_above: int | None = None
+        """Batches of more tokens keep only each layer's input and compute the rest again going backward; None never does."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Policy":
@@ -65,18 +71,36 @@ class Policy(nn.Module):
         """Final hidden states of tokens `at` (indices into `batch.tokens`), each as seen along the given response."""
         body = decoder(self.model)
         if self.layout == "tree":
-            output = body(
-                input_ids=batch.tokens[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                tree_layout=attention.layout_of(batch, self.model.dtype, self.block),
-            )
+            with self._recomputing(len(batch.tokens)):
+                output = body(
+                    input_ids=batch.tokens[None],
+                    position_ids=batch.positions[None],
+                    use_cache=False,
+                    tree_layout=attention.layout_of(batch, self.model.dtype, self.block),
+                )
             states: Tensor = output.last_hidden_state[0]
             return states.index_select(0, at)
         rows, mask = _padded(batch)
-        output = body(input_ids=rows, attention_mask=mask, use_cache=False)
+        with self._recomputing(rows.numel()):
+            output = body(input_ids=rows, attention_mask=mask, use_cache=False)
         states = output.last_hidden_state
         return states[response, batch.positions[at]]
+
+    @contextmanager
+    def _recomputing(self, tokens: int) -> Iterator[None]:
+        """Activation checkpointing layer by layer (Chen et al. 2016, arXiv 1604.06174) where a batch is large enough for it."""
+        layers: list[Any] = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers or self.recompute_above is None or tokens <= self.recompute_above or not torch.is_grad_enabled():
+            yield
+            return
+        for layer in layers:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing = layer.training = True  # its own flags alone: nothing inside is to think that it trains
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.gradient_checkpointing = layer.training = False
 
     def log_probs(self, batch: TreeBatch, *, temperature: float = 1.0) -> Float[Tensor, " scored"]:
         """log pi of each scored token, logits divided by the temperature, in fp32."""

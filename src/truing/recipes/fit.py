@@ -77,6 +77,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         refuse(concerns)
     policy, reason = load_policy(start, torch_dtype(shared.dtype))
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
+    policy.recompute_above = {"auto": 2 * shared.micro_tokens, "always": 0, "never": None}[shared.recompute]
     if shared.lora:
         add_lora(policy.model, shared.lora, seed=shared.seed)
     model = plan.model(policy)

@@ -66,6 +66,8 @@ class Shared:
     """Prompts per optimizer step, over all ranks."""
     micro_tokens: Annotated[int, Field(gt=0)] = 2048
     """Tokens computed at once; memory grows with it, results do not change."""
+    recompute: Literal["auto", "always", "never"] = "auto"
+    """Keep only the layers' inputs and compute the rest again: a third more time, much less memory. auto: above 2 micro_tokens."""
     save_every: Annotated[int, Field(ge=0)] = 50
     """Steps between checkpoints; 0 saves only at the end and when stopped."""
     evaluate_every: Annotated[int, Field(ge=0)] = 50

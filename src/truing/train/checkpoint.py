@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from truing.memory import give_back
 from truing.runs.durable import (
     STAGING,
     BrokenFolderError,
@@ -173,6 +174,7 @@ class Checkpoints:
 
     def save(self, step: int, parts: Mapping[str, Part]) -> None:
         """Writes all parts and the random states."""
+        give_back(all_of_it=True)  # large parts of a file are taken from the system, not from what training has freed
         every = {**parts, "random": RandomStates()}
         tensors = {name: part.state_tensors() for name, part in every.items()}
         save(self.folder, step, tensors, {name: part.state_dict() for name, part in every.items()}, keep=self.keep)
