@@ -47,8 +47,9 @@ KINDS: Mapping[str, tuple[type[Record], ...]] = {
 
 
 def train(recipe: str, settings: Sequence[str], sinks: Sequence[Sink]) -> None:
-    """Train once, or once for each combination of a sweep, each in a folder of its own."""
+    """Train once, or once for each combination of a sweep, each in a folder of its own; a sweep ends in one comparison."""
     combinations = sweep(settings)
+    folders = []
     for number, overrides in enumerate(combinations):
         method, file, base = _find(recipe)
         named = overrides
@@ -57,9 +58,11 @@ def train(recipe: str, settings: Sequence[str], sinks: Sequence[Sink]) -> None:
             named = [*(o for o in overrides if not o.startswith("run=")), f"run={stem}-{number + 1}"]
         module = module_of(METHODS[method])
         loaded = load(module.Config, file=file, overrides=named, base=base)
-        folder = module.run(loaded.value, loaded.resolved, sinks)
+        folders.append(module.run(loaded.value, loaded.resolved, sinks))
         if World.here().rank == 0:
-            sys.stdout.write(_summary(folder))
+            sys.stdout.write(_summary(folders[-1]))
+    if len(folders) > 1 and World.here().rank == 0:
+        sys.stdout.write(_comparison(combinations, folders))
 
 
 def align(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:
@@ -179,6 +182,22 @@ def _preset(method: str) -> dict[str, Any] | None:
     if method in PPO_PRESETS:
         return {"method": method, **PPO_PRESETS[method]}
     return {"loss": method} if method in PAIR_LOSSES or method in FEEDBACK_LOSSES else None
+
+
+def _comparison(combinations: Sequence[Sequence[str]], folders: Sequence[Path]) -> str:
+    """A line for each run of a sweep: what varied, and what each result holds with an interval, a column each."""
+    common = set(combinations[0]).intersection(*combinations)
+    results = [json.loads((folder / "result.json").read_bytes()) for folder in folders]
+    measured = [key for key, value in results[0].items() if isinstance(value, dict) and {"value", "low", "high"} <= value.keys()]
+    rows = [["", *(key.replace("_", " ") for key in measured), "run"]]
+    for overrides, folder, result in zip(combinations, folders, results, strict=True):
+        varied = " ".join(setting for setting in overrides if setting not in common)
+        cells = [f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in (result[key] for key in measured)]
+        rows.append([varied, *cells, str(folder)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n" + "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
 
 
 def _summary(folder: Path) -> str:

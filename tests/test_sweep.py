@@ -1,0 +1,30 @@
+"""A sweep trains one run for each combination and ends in one comparison of them."""
+
+from pathlib import Path
+
+import pytest
+
+from truing.recipes import commands
+from truing.runs.sinks import Silent
+
+
+def test_a_sweep_ends_in_one_comparison(
+    pairs_file: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"data.path={pairs_file}", f"model={tiny_model_folder}", "dtype=fp32", "data.held_out_share=0.3", "max_steps=1"]
+    commands.train("dpo", [*settings, f"run={tmp_path / 'run'}", "loss.beta=0.05,0.5", "batch_size=2,4"], [Silent()])
+    table = capsys.readouterr().out.splitlines()[-5:]
+    assert table[0].split()[:6] == ["accuracy", "after", "accuracy", "before", "accuracy", "gain"]
+    assert [line.split("  ")[0] for line in table[1:]] == [
+        f"loss.beta={beta} batch_size={size}" for beta in ("0.05", "0.5") for size in (2, 4)
+    ]
+    assert [line.split()[-1] for line in table[1:]] == [str(tmp_path / f"run-{number}") for number in range(1, 5)]
+    assert len({line.index("[") for line in table[1:]}) == 1, "columns are aligned"
+
+
+def test_one_run_has_nothing_to_be_compared_with(
+    pairs_file: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"data.path={pairs_file}", f"model={tiny_model_folder}", "dtype=fp32", "max_steps=1", f"run={tmp_path / 'run'}"]
+    commands.train("dpo", settings, [Silent()])
+    assert "accuracy after" not in capsys.readouterr().out
