@@ -101,6 +101,7 @@ def _task(folder: Path, name: str, original: str, splits: Mapping[str, list[dict
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         files[split] = str(path)
     (folder / f"{name}.yaml").write_text(
-        f"include: LM_EVAL/tasks/{original}\ntask: {name}\ntask_alias: {name}\ntag: own_tasks\ndataset_path: json\ndataset_name: null\n"
+        f"include: LM_EVAL/tasks/{original}\ntask: {name}\ntask_alias: {name}\ntag: own_tasks\n"
+        "dataset_path: json\ndataset_name: null\n"
         f"dataset_kwargs:\n  data_files: {json.dumps(files)}\n{more}"
     )

@@ -14,9 +14,12 @@ from truing.evals.tasks.files import Files
 from truing.evals.tasks.gsm8k import GSM8K
 from truing.evals.tasks.humaneval import HumanEval
 from truing.evals.tasks.ifeval import IFEval
+from truing.evals.tasks.judged import callable_of
 from truing.evals.tasks.mmlu import MMLU
 from truing.evals.tasks.report import as_json, report
-from truing.evals.tasks.table import SUITES, TASKS
+from truing.evals.tasks.sycophancy import AreYouSure, FalsePremise
+from truing.evals.tasks.table import JUDGED, SUITES, TASKS
+from truing.evals.tasks.task import Task
 from truing.evals.tasks.truthfulqa import TruthfulQA
 from truing.evals.tasks.xstest import XSTest
 from truing.recipes.fit import model_folder
@@ -66,6 +69,14 @@ class Config:
     """IFEval's own settings."""
     xstest: XSTest = field(default_factory=XSTest)
     """XSTest's own settings."""
+    are_you_sure: AreYouSure = field(default_factory=AreYouSure)
+    """Settings of doubt after an answer."""
+    false_premise: FalsePremise = field(default_factory=FalsePremise)
+    """Settings of questions with a premise."""
+    judge: str | None = None
+    """A function from a prompt to a reply, as module:function, for mt_bench and red_team."""
+    scorer: str | None = None
+    """A function from texts to toxicities in [0, 1], as module:function, for toxicity."""
 
 
 def run(config: Config, sinks: Sequence[Sink]) -> Path:
@@ -82,9 +93,10 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
             def bar(what: str, name: str = name, task: str = task) -> Tick:
                 return counted(sinks, f"{name}, {task}: {what}")
 
+            built, options = _built(config, task)
             manner = Manner(style=config.style, limit=limit, budget=config.budget, seed=config.seed)
             results[name][task] = evaluate(
-                task, getattr(config, task), model, Files(root=config.data), manner, config.out / "items", options={}, bar=bar
+                task, built, model, Files(root=config.data), manner, config.out / "items", options=options, bar=bar
             )
     make_folder(config.out)
     write_file(config.out / RESULT, to_json(as_json(results)))
@@ -92,12 +104,23 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
     return config.out
 
 
+def _built(config: Config, name: str) -> tuple[Task, dict[str, str]]:
+    """The task with its settings, and what of it no setting shows."""
+    if name not in JUDGED:
+        task: Task = getattr(config, name) if hasattr(config, name) else TASKS[name]()
+        return task, {}
+    made, takes = JUDGED[name]
+    setting = "scorer" if takes == "scorer" else "judge"
+    function = callable_of(getattr(config, setting), setting, name)
+    return made(**{takes: function}), {setting: str(getattr(config, setting))}
+
+
 def _chosen(config: Config) -> dict[str, int | None]:
     """Task -> how many items."""
     found: dict[str, int | None] = {}
     for name in config.tasks:
-        if name not in TASKS and name not in SUITES:
-            raise ConfigError([f"tasks: there is no {name}; choose of {', '.join([*SUITES, *TASKS])}"])
+        if name not in TASKS and name not in SUITES and name not in JUDGED:
+            raise ConfigError([f"tasks: there is no {name}; choose of {', '.join([*SUITES, *TASKS, *JUDGED])}"])
         found |= {task: config.limit or limit for task, limit in SUITES.get(name, {name: None}).items()}
     if not found or not config.models:
         raise ConfigError(["name at least one task and one model: truing eval MODEL tasks=quick"])

@@ -1,0 +1,109 @@
+"""MT-Bench (Zheng et al. 2023, arXiv 2306.05685): eighty questions of two turns, rated 1 to 10 by a judge, or compared in pairs.
+
+Ratings: each turn by itself, with a reference answer where there is one; the mean over questions, turns of one question together.
+Pairs: both orders are asked, and one side wins only where both orders agree; everything else is a tie (section 3.4 of the paper).
+Answers are greedy, whatever the category.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from truing.data.problems import DataError
+from truing.evals.tasks.files import Files
+from truing.evals.tasks.judged import COMPARE, RATE, Judge, conversation, preferred, rating, with_reference
+from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique
+from truing.statistics import Estimate, bootstrap_mean, wilson, win_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTBench:
+    """Rated answers; the score is the mean rating over ten."""
+
+    ask: Judge
+    """From a prompt to a reply that ends in [[rating]]."""
+    max_tokens: int = 1024
+    """Longest answer of a turn."""
+
+    def sampling(self) -> Sampling:
+        """Greedy."""
+        return Sampling(max_tokens=self.max_tokens)
+
+    def prompts(self, files: Files) -> list[Asked]:
+        """From question.jsonl and, where it is there, the file of reference answers."""
+        references: dict[int, list[str]] = {}
+        name = "mt_bench/reference_answers_gpt4.jsonl"
+        for item in files.items(name) if files.find(name) else []:
+            choice = item.array("choices")[0]
+            references[item.whole("question_id")] = list(choice["turns"])
+        unique = Unique("mt_bench")
+        found = []
+        for item in files.items("mt_bench/question.jsonl"):
+            turns = item.array("turns")
+            number = item.whole("question_id")
+            reference = references.get(number, [])
+            if reference and len(reference) != len(turns):
+                raise DataError(f"{item.place}: {len(turns)} turns and {len(reference)} reference answers; each turn needs one")
+            row = {"category": item.text("category"), "reference": reference}
+            found.append(Asked(key=unique(str(number), item.place), turns=tuple(map(str, turns)), row=row))
+        return found
+
+    def judge_turn(self, asked: Asked, answers: tuple[str, ...], turn: int) -> tuple[float | None, str]:
+        """The rating of one turn and the judge's reply."""
+        reference = tuple(asked.row["reference"])[: turn + 1]
+        text = conversation(asked.turns[: turn + 1], answers[: turn + 1])
+        reply = self.ask(RATE.format(reference=with_reference(reference), conversation=text))
+        return rating(reply), reply
+
+    def judge(self, asked: Asked, said: Sequence[Said]) -> Row:
+        """Every turn."""
+        answers = said[0].turns
+        judged = [self.judge_turn(asked, answers, turn) for turn in range(len(asked.turns))]
+        ratings = [found for found, _ in judged]
+        known = [value for value in ratings if value is not None]
+        return {
+            "key": asked.key,
+            "score": sum(known) / len(known) / 10 if len(known) == len(ratings) else None,
+            "ratings": ratings,
+            "category": asked.row["category"],
+            "answers": list(answers),
+            "replies": [reply for _, reply in judged],
+        }
+
+    def figures(self, rows: Sequence[Row], seed: int) -> Figures:
+        """Mean ratings of each turn and of all, and how many replies could be read; questions are the units."""
+        figures: dict[str, Estimate] = {}
+        pairs = [(row["key"], value) for row in rows for value in row["ratings"] if value is not None]
+        if pairs:
+            figures["rating"] = bootstrap_mean([value for _, value in pairs], [key for key, _ in pairs], seed=seed)
+        for turn in range(max(len(row["ratings"]) for row in rows)):
+            of_turn = [r["ratings"][turn] for r in rows if turn < len(r["ratings"]) and r["ratings"][turn] is not None]
+            if of_turn:
+                figures[f"rating, turn {turn + 1}"] = bootstrap_mean(of_turn, seed=seed)
+        asked = sum(len(row["ratings"]) for row in rows)
+        figures["replies with a rating"] = wilson(len(pairs), asked)
+        lost = asked - len(pairs)
+        return Figures(figures=figures, notes=(f"{lost} of {asked} replies hold no rating and are in no mean",) if lost else ())
+
+
+def compare(judge: Judge, asked: Asked, first: Sequence[str], second: Sequence[str]) -> Row:
+    """Two models' answers to one question in both orders: outcome 1 where both prefer the first, 0 the second, else a tie, 0.5."""
+    reference = with_reference(tuple(asked.row["reference"]))
+    texts = [conversation(asked.turns, tuple(answers)) for answers in (first, second)]
+    replies = [judge(COMPARE.format(reference=reference, first=texts[a], second=texts[b])) for a, b in ((0, 1), (1, 0))]
+    verdicts = [preferred(reply) for reply in replies]
+    swapped = {"A": "B", "B": "A", "tie": "tie"}
+    there, back = verdicts[0], None if verdicts[1] is None else swapped[verdicts[1]]
+    outcome = None if there is None or back is None else {"A": 1.0, "B": 0.0}.get(there, 0.5) if there == back else 0.5
+    return {"key": asked.key, "outcome": outcome, "consistent": there == back, "verdicts": verdicts, "replies": replies}
+
+
+def pairwise(rows: Sequence[Row]) -> Figures:
+    """Win rate of the first model with ties as half, and how often both orders agree."""
+    read = [row for row in rows if row["outcome"] is not None]
+    figures: dict[str, Any] = {}
+    if read:
+        figures["win rate"] = win_rate([row["outcome"] for row in read])
+        figures["both orders agree"] = wilson(sum(row["consistent"] for row in read), len(read))
+    lost = len(rows) - len(read)
+    return Figures(figures=figures, notes=(f"{lost} of {len(rows)} questions have a reply without a verdict",) if lost else ())
