@@ -221,6 +221,7 @@ TRAPS = {
             "test_ranks.py::test_trap_23_killed_together_they_continue_to_the_same_bytes",
             "test_run.py::test_trap_23_killed_at_any_call_a_run_continues_to_the_same_end",
             "test_state_inventory.py::test_every_attribute_is_saved_or_has_its_reason",
+            "test_ppo_state.py::test_trap_23_rounds_go_on_from_a_checkpoint_as_if_nothing_had_been",
         ),
     ),
     24: Trap(

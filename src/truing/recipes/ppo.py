@@ -29,6 +29,7 @@ from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
 from truing.recipes.fit import RESULT, load_policy, load_reward_model, model_folder, opened, save_policy
 from truing.recipes.held_out_answers import HeldOutAnswers
+from truing.recipes.preflight import preflight, refuse
 from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
 from truing.rewards import REWARDS
@@ -125,6 +126,9 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
     dtype = torch_dtype(config.dtype)
     policy, reason = load_policy(start, dtype)
     found = examples(_prompts_only(config, policy), chat, (Prompt,), run=folder if world.rank == 0 else None)
+    concerns = preflight(method, resolved, chat, len(found.train.trees))
+    if config.strict:
+        refuse(concerns)
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
     with ExitStack() as stack:
         reward = _reward(config, chat, stack)
@@ -144,6 +148,8 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             *([f"runs in the plain layout: {reason}"] if reason else []),
         ]:
             run.message(line)
+        for concern in concerns:
+            run.message(str(concern), "warning")
         control = KLControl(config.kl, raise_by=config.kl_raise)
         source = OnPolicy(
             prompts,
@@ -189,8 +195,17 @@ def _check(config: Config) -> None:
         raise ValueError("credit=gae says what each token did: set terms.action=token, or another credit")
     if config.lora and config.critic:
         raise ValueError("critic=... has weights of its own, but with adapters policy and critic share one base: leave one out")
+    if _one_base(config) and config.recompute == "always":
+        raise ValueError(
+            "recompute=always cannot tell the policy's pass from the critic's where both are adapters: set recompute=never"
+        )
     if config.rounds.critic_warmup and not config.credit.needs_critic:
         raise ValueError("rounds.critic_warmup is for a critic, and this credit has none: set it to 0")
+
+
+def _one_base(config: Config) -> bool:
+    """Whether policy and critic are adapters on one base."""
+    return config.lora is not None and config.credit.needs_critic
 
 
 def _prompts_only(config: Config, policy: Policy) -> Data:
@@ -242,6 +257,15 @@ def _reward_fingerprints(reward: WeightedSum, config: Config) -> dict[str, str]:
 
 
 def _model(config: Config, policy: Policy) -> ActorCritic:
+    model = _roles(config, policy)
+    # What is computed again going backward would run under the adapter that is then in force, so adapters of two roles never are.
+    above = None if _one_base(config) else {"auto": 2 * config.micro_tokens, "always": 0, "never": None}[config.recompute]
+    for role in (model.policy, *([model.critic.policy] if model.critic else [])):
+        role.recompute_above = above
+    return model
+
+
+def _roles(config: Config, policy: Policy) -> ActorCritic:
     if config.lora:
         add_lora(policy.model, config.lora, seed=config.seed)
     if not config.credit.needs_critic:

@@ -1,0 +1,72 @@
+"""What policy optimisation changes is in its checkpoint: every attribute is there or listed with its reason, and a continued run is
+the run, to the last bit."""
+
+import pytest
+import torch
+
+from rounds import Setup
+from truing.rollouts.credit import GAE, LeaveOneOut
+from truing.rollouts.kl_control import AdaptiveKL, KLControl
+from truing.rollouts.on_policy import OnPolicy, Rounds
+from truing.train.replay import Replay, ReplayLearner
+
+CONFIG = "from the config, which may not change"
+SAVED = {OnPolicy: {"prompts", "control"}, ReplayLearner: {"learner", "rejected"}, KLControl: {"coefficient"}}
+NOT_SAVED = {
+    OnPolicy: {
+        "records": "from the data, whose hash is a fingerprint of the run",
+        "model": "what of it is trained is the learner's; the rest is the starting model, a fingerprint of the run",
+        "reference": "the starting model, a fingerprint of the run",
+        "reward": "from the config; learned weights and the user's files are fingerprints of the run",
+        "credit": CONFIG,
+        "rounds": CONFIG,
+        "decoding": CONFIG,
+        "stop_ids": "the tokenizer's, a fingerprint of the run",
+        "decode": "the tokenizer's, a fingerprint of the run",
+        "world": "the processes are those of this start",
+        "record": "a log that the run cuts back",
+    },
+    ReplayLearner: {
+        "replay": CONFIG,
+        "control": "saved by the source, which shares it",
+        "micro_tokens": CONFIG,
+        "seed": CONFIG,
+    },
+    KLControl: {"rule": CONFIG, "raise_by": CONFIG},
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_every_attribute_of_a_round_is_saved_or_has_its_reason(kind: type) -> None:
+    setup = Setup()
+    (found,) = [part for part in (setup.source, setup.learner, setup.control) if type(part) is kind]
+    assert SAVED[kind] | NOT_SAVED[kind].keys() == vars(found).keys()
+    assert not SAVED[kind] & NOT_SAVED[kind].keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"credit": GAE(), "lora": True, "replay": Replay(epochs=2, minibatches=2, kl_budget=0.02), "kl": AdaptiveKL(horizon=50.0)},
+        {"credit": LeaveOneOut(), "rounds": Rounds(samples=2, critic_warmup=0)},
+    ],
+    ids=["ppo", "rloo"],
+)
+def test_trap_23_rounds_go_on_from_a_checkpoint_as_if_nothing_had_been(options: dict) -> None:
+    """Saved after two rounds; the third and fourth have the same answers, numbers and weights in a new process's objects."""
+    whole = Setup(**options)
+    whole.run(2)
+    kept = {name: tensor.clone() for name, tensor in whole.learner.state_tensors().items()}
+    states = whole.learner.state_dict(), whole.source.state_dict()
+    written = len(whole.rows)
+    expected = whole.run(2)
+    again = Setup(**options)
+    again.learner.load_state(kept, states[0])
+    again.source.load_state({}, states[1])
+    assert again.run(2) == expected
+    assert again.rows == whole.rows[written:]
+    for name, value in again.weights().items():
+        assert torch.equal(value, whole.weights()[name]), name
+    asked = [str(row["prompt"]) for row in whole.rows if row["step"] in (1, 2)]
+    samples = options.get("rounds", Rounds()).samples
+    assert len(asked) == len(set(asked)) * samples, "an epoch asks every prompt once"
