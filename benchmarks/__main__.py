@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import peers
+from benchmarks import growth, peers
+from benchmarks.growth import CURVES
 from benchmarks.measure import Conditions, measure, say, show
 from benchmarks.rows import ROWS, Row
 
@@ -35,15 +36,15 @@ def plot(results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*ROWS, *CURVES])}")
     parser.add_argument("--pairs", type=int, default=3, help="how often both sides run, in turn")
     parser.add_argument("--quick", action="store_true", help="a tiny random model, four rows, one pair: to see that all runs")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     args = parser.parse_args()
-    unknown = [name for name in args.names if name not in ROWS]
+    unknown = [name for name in args.names if name not in ROWS and name not in CURVES]
     if unknown:
-        parser.error(f"{unknown[0]}: choose of {', '.join(ROWS)}")
+        parser.error(f"{unknown[0]}: choose of {', '.join([*ROWS, *CURVES])}")
     conditions = Conditions(
         pairs=1 if args.quick else args.pairs,
         quick=args.quick,
@@ -52,8 +53,9 @@ def main() -> None:
         results=Path("runs/benchmarks/quick") if args.quick else HERE / "results" / args.device,
         scratch=Path("runs/benchmarks/scratch"),
     )
+    names = args.names or [*ROWS, *CURVES]
     results = []
-    for name in args.names or ROWS:
+    for name in (name for name in names if name in ROWS):
         missing = lacking(ROWS[name])
         if missing:
             say(f"{name}: left out, since this version lacks {', '.join(missing)}")
@@ -61,7 +63,9 @@ def main() -> None:
         results.append(measure(name, ROWS[name], conditions))
     if results:
         sys.stdout.write(show(results) + "\n")
-        plot(conditions.results)
+    for name in (name for name in names if name in CURVES):
+        sys.stdout.write("\n" + growth.show(growth.measure(name, CURVES[name], conditions)) + "\n")
+    plot(conditions.results)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def _theirs(row: Row, prepared: Mapping[str, Any], folder: Path, conditions: Con
         "trainer": row.trainer,
         "model": prepared["model"],
         "rows": str(folder / "theirs.jsonl"),
-        "folder": str(folder / "trl"),
+        "folder": str(folder / "theirs"),
         "dtype": row.dtype,
         "device": conditions.device,
         "max_tokens": row.max_tokens,

@@ -21,6 +21,8 @@ from truing.models.resolve import resolve
 from truing.records import Demonstration, Feedback, Message, Messages, Preference, Ranking, Record
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TOKENS_OF_ANY_VOCABULARY = 16_384
+"""Of the tokenizer where the model's vocabulary varies: the same tokens for all."""
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_size": 64,
@@ -44,7 +46,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 3,
     },
 }
-"""Random Llamas with SmolLM2's tokenizer, by name."""
+"""Random Llamas with SmolLM2's tokenizer, or one made as it was, by name."""
 
 
 def hh(data: Path) -> Iterable[Record]:
@@ -172,10 +174,12 @@ def model_folder(spec: Mapping[str, Any], folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = load_tokenizer(start)
+    if "vocabulary" in spec:
+        tokenizer = tokenizer.train_new_from_iterator(spec["texts"], TOKENS_OF_ANY_VOCABULARY)
     torch.manual_seed(0)
     config = LlamaConfig(
         **SHAPES[spec["model"]],
-        vocab_size=spec.get("vocabulary") or len(tokenizer),
+        vocab_size=spec.get("vocabulary", len(tokenizer)),
         max_position_embeddings=16384,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -238,7 +242,8 @@ def main() -> None:
 
 
 def write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with path.open("w") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

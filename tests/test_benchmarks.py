@@ -1,11 +1,14 @@
 """The arithmetic of the benchmarks, worked by hand. Nothing here is timed and no peer runs."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.floor import Tokens, Weights, forward, measured_rate, operations, share
+from benchmarks.growth import CURVES, bends, show, slopes
+from benchmarks.growth_side import PARTS, many
 from benchmarks.prepare import DATA, as_read, as_trained, with_answers
 from benchmarks.ratios import HEADER, Spread, adapters, figures, line, second_epoch, work
 from benchmarks.rows import ROWS
@@ -135,3 +138,35 @@ def test_rankings_of_k_answers_are_made_of_the_next_pairs() -> None:
     first, *_ = with_answers(pairs, 2)
     assert isinstance(first, Ranking)
     assert first.responses == ("good 0", "good 1")
+
+
+def test_slopes_are_exponents_and_a_bend_is_where_they_change() -> None:
+    at = [1.0, 2.0, 4.0, 8.0]
+    assert slopes(at, [3.0, 6.0, 12.0, 24.0]) == pytest.approx([1.0, 1.0, 1.0])
+    assert slopes(at, [5.0, 5.0, 5.0, 20.0]) == pytest.approx([0.0, 0.0, 2.0])
+    assert bends(at, [3.0, 6.0, 12.0, 24.0]) == []
+    assert bends(at, [5.0, 5.0, 5.0, 20.0]) == [4.0]
+
+
+def test_a_curve_names_its_bends() -> None:
+    points = [
+        {"at": at, "seconds": taken, "per_second": at / taken, "peak_gb": 1.0, "parts": {"packing": taken}}
+        for at, taken in ((100, 1.0), (1_000, 10.0), (10_000, 1_000.0))
+    ]
+    shown = show({"what": "pairs", "unit": "pairs", "target": "a plot", "points": points})
+    assert "| 10,000 | 1000.00 | 10 | 1.00 | 2.00 | packing 1000.00 |" in shown
+    assert "Bends of time: 1,000. Bends of memory: none." in shown
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_every_curve_has_its_part(name: str) -> None:
+    assert CURVES[name].part in PARTS
+    assert list(CURVES[name].at) == sorted(CURVES[name].at)
+
+
+def test_many_rows_are_all_different() -> None:
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    rows = [json.dumps(row) for row in many(folder, 1_200)]
+    assert len(set(rows)) == 1_200
