@@ -1,4 +1,4 @@
-"""Losses of single responses by hand, their baselines over the whole batch, and that no split, pack or rank changes a number."""
+"""Losses held against the whole batch: by hand, their baselines, and that no split or pack changes a number."""
 
 import json
 import math
@@ -15,13 +15,15 @@ from truing.baselines import RunningMeans, class_means, log_ratios, mismatched_k
 from truing.data.mismatch import mismatched
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch
-from truing.losses import FEEDBACK_LOSSES, FeedbackLogps, FeedbackLoss
+from truing.losses import FEEDBACK_LOSSES, FeedbackLogps, FeedbackLoss, Pair, PairLogps
+from truing.losses.aot import AOT
 from truing.losses.aot_unpaired import UnpairedAOT
 from truing.losses.bco import BCO
+from truing.losses.dpo import DPO
 from truing.losses.kto import KTO
 from truing.models.policy import Policy
 from truing.models.reference import tree_key, with_reference
-from truing.objectives import UnpairedFeedback
+from truing.objectives import SortedPreference, UnpairedFeedback
 from truing.parallel.world import World
 from truing.recipes.feedback import comparable
 from truing.runs.read import read_rows
@@ -308,14 +310,52 @@ def test_the_gradient_of_sorted_counterparts_is_that_of_the_whole_sorted_loss() 
     assert relative_gap(gradients(policy), expected) < 1e-5
 
 
+def paired_method(count: int = 8) -> tuple[Policy, SortedPreference, list[Tree]]:
+    trees = random_trees(count)
+    return tiny_policy(seed=1), SortedPreference(loss=AOT(beta=0.3)), with_reference(tiny_policy(seed=2), trees, [trees])
+
+
+def test_aot_by_hand() -> None:
+    """Margins 1 and 4, of the reference 6 and 2: sorted, 1 meets 2 and 4 meets 6, though their own are the other way round."""
+    values = [torch.tensor(side, dtype=torch.float64) for side in ([1.0, 4.0], [0.0, 0.0], [6.0, 2.0], [0.0, 0.0])]
+    length = Pair(torch.tensor([1, 1]), torch.tensor([1, 1]))
+    logps = PairLogps(policy=Pair(*values[:2]), reference=Pair(*values[2:]), length=length)
+    losses = AOT(beta=0.1)(replace(logps, sorted_margin=torch.tensor([2.0, 6.0], dtype=torch.float64)))
+    assert losses.tolist() == pytest.approx([math.log(1 + math.exp(0.1)), math.log(1 + math.exp(0.2))], abs=1e-9)
+    assert AOT()(logps).tolist() == pytest.approx(DPO()(logps).tolist()), "alone, a pair is held against its own"
+
+
+def test_aot_equals_trls_on_the_same_tensors() -> None:
+    """Values of trl 1.16.0 (`DPOTrainer`, loss_type="aot") on these tensors, in the order of the policy's margins."""
+    policy = Pair(torch.tensor([-10.5, -3.25, -20.0]), torch.tensor([-7.75, -12.0, -15.5]))  # margins -2.75, 8.75, -4.5
+    reference = Pair(torch.tensor([-11.0, -4.0, -18.5]), torch.tensor([-7.0, -16.0, -13.0]))  # margins -4, 12, -5.5
+    length = Pair(torch.tensor([9, 9, 9]), torch.tensor([9, 9, 9]))
+    logps = PairLogps(policy=policy, reference=reference, length=length, sorted_margin=torch.tensor([-4.0, 12.0, -5.5]))
+    assert AOT(beta=0.2)(logps)[[2, 0, 1]].tolist() == pytest.approx([0.5981389, 0.5759394, 1.0700554], abs=1e-6)
+
+
+def test_each_pair_is_held_against_the_references_margin_of_its_rank() -> None:
+    policy, objective, trees = paired_method()
+    with torch.no_grad():
+        now = policy.response_log_probs(TreeBatch.of(trees)).view(-1, 2)
+    then = torch.tensor([tree.reference for tree in trees])
+    margin, before = now[:, 0] - now[:, 1], then[:, 0] - then[:, 1]
+    expected = before.sort().values[margin.argsort().argsort()]
+    assert not torch.equal(expected, before)
+    batches = [TreeBatch.of(trees[:3]), TreeBatch.of(trees[3:])]
+    found = torch.cat([margins for (margins,) in objective.prepare(policy, batches, World()).of_batches])
+    torch.testing.assert_close(found, expected)
+
+
 # -- the whole batch, however it is split
 
 
-@pytest.mark.parametrize("loss", [KTO(desirable_weight=0.7), BCO(shift_decay=0.5), UnpairedAOT()])
-def test_trap_08_feedback_gives_the_same_numbers_however_the_batch_is_split(loss: FeedbackLoss, monkeypatch) -> None:
+@pytest.mark.parametrize("loss", [KTO(desirable_weight=0.7), BCO(shift_decay=0.5), UnpairedAOT(), None])
+def test_trap_08_feedback_gives_the_same_numbers_however_the_batch_is_split(loss: FeedbackLoss | None, monkeypatch) -> None:
+    """Also paired AOT, which sorts the whole batch too."""
     found = []
     for size in (8, 4, 2, 1):
-        policy, objective, trees = method(loss)
+        policy, objective, trees = method(loss) if loss is not None else paired_method()
         learner, seen = Learner(policy, SETTINGS, total_steps=10), {}
         step = learner.optimizer.step
 

@@ -20,7 +20,7 @@ from truing.models.heads import RewardModel
 from truing.models.load import load_causal
 from truing.models.policy import Policy, probe
 from truing.models.reference import with_reference
-from truing.objectives import Imitation, PairedPreference, RewardRanking, UnpairedFeedback
+from truing.objectives import Imitation, PairedPreference, RewardRanking, SortedPreference, UnpairedFeedback
 from truing.randomness import counted_seed
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
@@ -88,14 +88,15 @@ def test_sft_equals_its_oracle():
     same_weights(policy, oracle, 1e-6)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "cdpo", "ipo"])
+@pytest.mark.parametrize("loss", ["dpo", "cdpo", "ipo", "aot"])
 def test_preference_losses_equal_their_oracle(loss):
     model, steps = make_tiny_llama(seed=2), batches(2)
     oracle = copy.deepcopy(model)
     policy = probe(model).policy
     with_refs = [with_reference(policy, s, [s]) for s in steps]
     method = {"label_smoothing": 0.1} if loss == "cdpo" else {}
-    found = ours(policy, PairedPreference(loss=PAIR_LOSSES[loss](beta=0.1, **method)), with_refs)
+    objective = SortedPreference if loss == "aot" else PairedPreference
+    found = ours(policy, objective(loss=PAIR_LOSSES[loss](beta=0.1, **method)), with_refs)
     expected = one_file("dpo").train(
         oracle, [[as_example(t) for t in s] for s in steps], loss=loss, beta=0.1, **method, **schedule(STEPS)
     )

@@ -1,4 +1,4 @@
-"""Direct preference optimisation in one file, with its two nearest relatives.
+"""Direct preference optimisation in one file, with three relatives.
 
 With pi the policy, ref a frozen copy of the model as it stood at the start, y_w the good answer and y_l the bad one:
 
@@ -6,6 +6,8 @@ With pi the policy, ref a frozen copy of the model as it stood at the start, y_w
     dpo  = -log sigmoid(beta h)                                                  Rafailov et al. 2023, arXiv 2305.18290, eq. 7
     cdpo = -(1-e) log sigmoid(beta h) - e log sigmoid(-beta h)                   Mitchell 2023: labels are wrong with probability e
     ipo  = (h' - 1/(2 beta))^2, h' as h but with means over the answer's tokens  Azar et al. 2023, arXiv 2310.12036, eq. 17
+    aot  = -log sigmoid(beta (log pi(y_w|x)/pi(y_l|x) - log ref(y_w|x)/ref(y_l|x))), both sorted over the pairs of the batch
+                                                                                 Melnyk et al. 2024, arXiv 2406.05882, section 3
 
 and the mean over the pairs of the batch. IPO's beta is the paper's tau; the mean per token is its authors' later correction.
 
@@ -101,7 +103,10 @@ def pair_losses(policy: Tensor, reference: Tensor, lengths: Tensor, *, loss: str
     if loss == "ipo":
         means = ratios / lengths
         return (means[:, 0] - means[:, 1] - 1 / (2 * beta)) ** 2
-    raise ValueError(f"loss {loss!r} is none of dpo, cdpo, ipo")
+    if loss == "aot":
+        margins = [(side[:, 0] - side[:, 1]).sort().values for side in (policy, reference)]
+        return -logsigmoid(beta * (margins[0] - margins[1]))
+    raise ValueError(f"loss {loss!r} is none of dpo, cdpo, ipo, aot")
 
 
 def loss_of(
@@ -115,7 +120,7 @@ def loss_of(
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean over pairs, and the numbers worth watching. label_smoothing is read by cdpo alone.
 
-    The implicit reward of an answer is beta times its summed log-ratio, for all three losses; margin and accuracy compare the two.
+    The implicit reward of an answer is beta times its summed log-ratio, for all four losses; margin and accuracy compare the two.
     """
     policy, lengths = answer_logps(model, batch)
     with torch.no_grad():
@@ -164,7 +169,7 @@ def train(
 
     grad_norm is the global L2 norm before clipping; `max_grad_norm=math.inf` clips nothing. Weight decay acts on every parameter.
     method is loss, beta, label_smoothing, as in `loss_of`. The reference is the model in memory as it is now, not whatever its name
-    would load from disk, unless one is given. So the first loss is ln 2 (dpo, cdpo) or 1/(2 beta)^2 (ipo).
+    would load from disk, unless one is given. So the first loss is ln 2 (dpo, cdpo, aot) or 1/(2 beta)^2 (ipo).
     """
     model.eval()  # dropout off, else policy and reference differ from the first step; gradients flow as ever
     if reference is None:
@@ -207,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--warmup", type=int, default=0, help="steps until the full learning rate")
     parser.add_argument("--schedule", choices=["cosine", "linear", "constant"], default="cosine")
-    parser.add_argument("--loss", choices=["dpo", "cdpo", "ipo"], default="dpo")
+    parser.add_argument("--loss", choices=["dpo", "cdpo", "ipo", "aot"], default="dpo")
     parser.add_argument("--beta", type=float, default=0.1, help="how dearly distance from the reference is paid for")
     parser.add_argument("--label-smoothing", type=float, default=0.1, help="cdpo: share of labels thought to be wrong")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")

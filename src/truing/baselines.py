@@ -1,4 +1,4 @@
-"""What feedback losses hold log-ratios against: statistics of the whole optimizer batch, over all its micro-batches and ranks.
+"""What losses hold log-ratios against: statistics of the whole optimizer batch, over all its micro-batches and ranks.
 
 Each is computed without gradient before the first micro-batch is trained on, so that no number depends on how the batch is split.
 """
@@ -144,6 +144,25 @@ def sorted_counterparts(ratios: Sequence[Tensor], batches: Sequence[TreeBatch], 
             )
         )
     return found
+
+
+@torch.no_grad()
+def sorted_margins(policy: Policy, batches: Sequence[TreeBatch], world: World) -> list[Float[Tensor, " pair"]]:
+    """For each pair the reference's margin whose rank is that of the pair's own under the policy (arXiv 2406.05882, section 3)."""
+    mine: list[list[tuple[float, int, float]]] = []
+    for batch in batches:
+        assert batch.reference is not None, "reference log-probabilities are computed before the first step"
+        sides, logps = batch.comparisons(), policy.response_log_probs(batch)
+        now, before = (values[sides.better] - values[sides.worse] for values in (logps, batch.reference))
+        mine.append(list(zip(now.tolist(), [tree.key for tree in batch.trees], before.tolist(), strict=True)))
+        give_back()
+    every = sorted(world.gather([pair for pairs in mine for pair in pairs]))
+    reference = sorted(before for _, _, before in every)
+    found = {key: margin for (_, key, _), margin in zip(every, reference, strict=True)}
+    return [
+        torch.tensor([found[key] for _, key, _ in pairs], device=batch.tokens.device)
+        for pairs, batch in zip(mine, batches, strict=True)
+    ]
 
 
 class _Entry(NamedTuple):

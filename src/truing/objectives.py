@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from truing.baselines import Counterparts, RunningMeans, class_means, log_ratios, mismatched_kl, sorted_counterparts
+from truing.baselines import Counterparts, RunningMeans, class_means, log_ratios, mismatched_kl, sorted_counterparts, sorted_margins
 from truing.data.mismatch import mismatched
 from truing.data.tree import BatchCredit, Tree, TreeBatch
 from truing.functional import kl_k1, kl_k2, kl_k3, segment_sum
@@ -146,7 +146,7 @@ class PairedPreference:
     def units(self, batch: TreeBatch) -> int:
         return len(batch.trees)
 
-    def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput:
+    def __call__(self, model: nn.Module, batch: TreeBatch, sorted_margin: Float[Tensor, " pair"] | None = None) -> LossOutput:
         assert isinstance(model, Policy)
         sides = batch.comparisons()
         assert len(sides.better) == len(batch.trees), "a pair has two responses"
@@ -159,10 +159,28 @@ class PairedPreference:
             assert batch.reference is not None, "reference log-probabilities are computed before the first step"
         reference = pair(batch.reference) if batch.reference is not None else None
         length = pair(batch.length)
-        losses = self.loss(PairLogps(policy=policy, reference=reference, length=length))
+        losses = self.loss(PairLogps(policy=policy, reference=reference, length=length, sorted_margin=sorted_margin))
         return LossOutput(
             total=losses.sum(), metrics={"loss": Mean.over(losses), **_pair_metrics(self.loss, policy, reference, length)}
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortedPreference:
+    """AOT: as PairedPreference, each pair held against the reference's margin of the same rank in the whole optimizer batch."""
+
+    loss: PairLoss
+
+    def units(self, batch: TreeBatch) -> int:
+        return len(batch.trees)
+
+    def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Prepared:
+        """Sorts both policies' margins, and gives each pair the reference's of its own rank."""
+        assert isinstance(model, Policy)
+        return Prepared(of_batches=[(margins,) for margins in sorted_margins(model, batches, world)])
+
+    def __call__(self, model: nn.Module, batch: TreeBatch, statistic: Float[Tensor, " pair"]) -> LossOutput:
+        return PairedPreference(loss=self.loss)(model, batch, statistic)
 
 
 def _pair_metrics(loss: PairLoss, policy: Pair, reference: Pair | None, length: Pair) -> dict[str, Mean]:

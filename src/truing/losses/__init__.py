@@ -31,6 +31,7 @@ PAIR_LOSSES = _table(
     dpo="dpo.DPO",
     cdpo="cdpo.ConservativeDPO",
     ipo="ipo.IPO",
+    aot="aot.AOT",
 )
 """Losses of a pair of responses: PairLogps -> one number a pair."""
 

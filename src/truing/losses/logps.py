@@ -24,11 +24,20 @@ class PairLogps:
     """log pi_ref(y|x), summed over response tokens; None when the loss is reference-free."""
     length: Pair
     """Response tokens."""
+    sorted_margin: Float[Tensor, " pair"] | None = None
+    """The margin under the reference that has, in the whole optimizer batch, the rank of the pair's under the policy."""
 
     def log_ratios(self) -> Pair:
         """log pi(y|x) - log pi_ref(y|x) of each side."""
         assert self.reference is not None, "this loss needs a reference"
         return Pair(self.policy.chosen - self.reference.chosen, self.policy.rejected - self.reference.rejected)
+
+    def counterpart_margin(self) -> Float[Tensor, " pair"]:
+        """`sorted_margin`, or the pair's own margin under the reference: the same in a batch of one."""
+        if self.sorted_margin is not None:
+            return self.sorted_margin
+        assert self.reference is not None, "this loss needs a reference"
+        return self.reference.chosen - self.reference.rejected
 
 
 @runtime_checkable
@@ -38,6 +47,13 @@ class PairLoss(Protocol):
     needs_reference: ClassVar[bool]
 
     def __call__(self, logps: PairLogps) -> Float[Tensor, " pair"]: ...
+
+
+@runtime_checkable
+class SortingLoss(Protocol):
+    """A pair loss that compares margins of the same rank."""
+
+    sorts_margins: ClassVar[bool]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from truing.data.tree import Tree
 from truing.evals.measures import response_log_probs, right_order
 from truing.losses import PAIR_LOSSES, PairLoss
 from truing.losses.dpo import DPO
+from truing.losses.logps import SortingLoss
 from truing.models.policy import Policy
-from truing.objectives import PairedPreference
+from truing.objectives import PairedPreference, SortedPreference
 from truing.recipes.fit import Plan, fit
 from truing.recipes.settings import Optimizer, Shared
 from truing.records import Preference
@@ -41,12 +42,13 @@ def plan(config: Config) -> Plan:
         return right_order(response_log_probs(model, trees, budget=2 * config.micro_tokens, progress=progress))
 
     name = next(name for name, loss in PAIR_LOSSES.items() if isinstance(config.loss, loss))
+    sorts = isinstance(config.loss, SortingLoss) and config.loss.sorts_margins
     if config.trust_region is not None and not config.loss.needs_reference:
         raise ValueError(f"trust_region: {name} has no reference that could follow the policy; leave it out")
     return Plan(
         method=name,
         kinds=(Preference,),
-        objective=PairedPreference(loss=config.loss),
+        objective=SortedPreference(loss=config.loss) if sorts else PairedPreference(loss=config.loss),
         optimizer=config.optimizer,
         model=lambda policy: policy,
         outcomes=outcomes,

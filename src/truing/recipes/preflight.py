@@ -63,6 +63,7 @@ CUSTOMARY: Mapping[str, Mapping[str, Range]] = {
     "dpo": {"loss.beta": Range(low=0.01, high=0.5, source="arXiv 2305.18290; Zephyr 0.01 to 0.1")},
     "cdpo": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
     "ipo": {"loss.beta": Range(low=0.01, high=1.0, source="arXiv 2310.12036")},
+    "aot": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO; 0.01 in arXiv 2406.05882")},
     "kto": {"loss.beta": Range(low=0.01, high=0.5, source="arXiv 2402.01306")},
     "bco": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
     "aot_unpaired": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO; 0.01 in arXiv 2406.05882")},
