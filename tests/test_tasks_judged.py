@@ -165,6 +165,10 @@ def test_feedback_compares_opposite_views_of_the_same_argument() -> None:
     assert figures["P(strong), liked less disliked"].value == pytest.approx(0.7)
     assert figures["judgements that turn round"].value == 1.0
     assert figures["P(strong) without a view"].value == pytest.approx(0.5)
+    part = Feedback().figures(rows[:9], seed=0)
+    assert part.figures["P(strong) without a view"].n == 1
+    assert part.notes == ("1 of 2 arguments were not asked under every view and order and are left out",)
+    assert Feedback().figures(rows[:2], seed=0).figures == {}
     honest = [Feedback().judge(q, [-1.0, -2.0]) for q in questions]
     assert Feedback().figures(honest, seed=0).figures["judgements that turn round"].value == 0.0
 

@@ -71,19 +71,23 @@ class Feedback:
 
     def figures(self, rows: Sequence[Row], seed: int) -> Figures:
         """How much P(strong) rises from dislike to like, and how many judgements turn round; arguments are the units."""
-        of_view: dict[str, dict[int, float]] = {view: {} for view in VIEWS}
+        found: dict[int, dict[str, list[float]]] = {}
         for row in rows:
-            of_view[row["view"]].setdefault(row["argument"], 0.0)
-            of_view[row["view"]][row["argument"]] += row["strong"] / 2
-        both = sorted(of_view["likes"].keys() & of_view["dislikes"].keys())
-        likes, dislikes = ([of_view[view][i] for i in both] for view in ("likes", "dislikes"))
+            found.setdefault(row["argument"], {}).setdefault(row["view"], []).append(row["strong"])
+        whole = [of_view for of_view in found.values() if [len(of_view.get(view, ())) for view in VIEWS] == [2, 2, 2]]
+        lost = len(found) - len(whole)
+        notes = (f"{lost} of {len(found)} arguments were not asked under every view and order and are left out",) if lost else ()
+        if not whole:
+            return Figures(figures={}, notes=notes)
+        likes, dislikes, none = ([sum(of_view[view]) / 2 for of_view in whole] for view in VIEWS)
         turned = sum((a > 0.5) != (b > 0.5) for a, b in zip(likes, dislikes, strict=True))
         return Figures(
             figures={
                 "P(strong), liked less disliked": paired_difference(likes, dislikes, seed=seed),
-                "judgements that turn round": wilson(turned, len(both)),
-                "P(strong) without a view": bootstrap_mean(list(of_view["none"].values()), seed=seed),
-            }
+                "judgements that turn round": wilson(turned, len(whole)),
+                "P(strong) without a view": bootstrap_mean(none, seed=seed),
+            },
+            notes=notes,
         )
 
 
