@@ -1,16 +1,19 @@
 """Before a run: settings out of the ordinary are warnings with reason and override, and errors when strict."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from samples import clean
 from truing.config import describe, load
 from truing.data.chat import ChatTokenizer
 from truing.recipes import module_of
-from truing.recipes.commands import METHODS
+from truing.recipes.commands import METHODS, _find
 from truing.recipes.preflight import CUSTOMARY, FULL_RATES, LORA_RATES, preflight, refuse
 from truing.recipes.sft import Config as Imitating
 from truing.recipes.sft import run as imitate
+from truing.records import Message, Prompt
 
 
 @pytest.fixture
@@ -21,8 +24,8 @@ def chat(tiny_tokenizer) -> ChatTokenizer:
 def concerns(
     method: str, chat: ChatTokenizer, *settings: str, examples: int = 1000, desirable: int | None = None
 ) -> dict[str, str]:
-    base = {"loss": method} if METHODS[method] in ("preference", "feedback") else None
-    loaded = load(module_of(METHODS[method]).Config, base=base, overrides=["data.path=x", *settings])
+    reward = ["reward.brief=length_window", "reward.brief.most=40"] if METHODS[method] == "ppo" else []
+    loaded = load(module_of(METHODS[method]).Config, base=_find(method)[2], overrides=["data.path=x", *reward, *settings])
     found = preflight(method, loaded.resolved, chat, examples, desirable=desirable)
     return {concern.name: str(concern) for concern in found}
 
@@ -44,6 +47,8 @@ def test_nothing_is_said_of_the_defaults(method: str, chat: ChatTokenizer) -> No
         ("dpo", ["loss.beta=2"], "strength", "loss.beta=0.5"),
         ("ipo", ["loss.beta=0.001"], "strength", "loss.beta=0.01"),
         ("dpo", ["batch_size=4"], "small_batch", "batch_size=32"),
+        ("ppo", ["kl.coefficient=0"], "strength", "kl.coefficient=0.005"),
+        ("grpo", ["kl.coefficient=1"], "strength", "kl.coefficient=0.2"),
         ("kto", ["batch_size=4"], "small_batch", "batch_size=32"),
     ],
 )
@@ -121,8 +126,30 @@ def test_strict_makes_them_one_error_that_lists_all_and_nothing_is_written(
 
 def test_every_range_is_of_a_method_and_a_setting_that_exist() -> None:
     for method, ranges in CUSTOMARY.items():
-        keys = {field.key for field in describe(module_of(METHODS[method]).Config) if field.when in ("", f"loss={method}")}
+        keys = {
+            field.key for field in describe(module_of(METHODS[method]).Config) if field.when in ("", f"loss={method}", "kl=fixed")
+        }
         assert ranges.keys() <= keys
     assert {*FULL_RATES, *LORA_RATES} <= METHODS.keys()
     for usual in [*FULL_RATES.values(), *LORA_RATES.values(), *(r for ranges in CUSTOMARY.values() for r in ranges.values())]:
         assert 0 < usual.low < usual.high
+
+
+def test_prompts_unlike_those_of_the_reward_model_are_named(tmp_path: Path, chat: ChatTokenizer) -> None:
+    data, judge = tmp_path / "pairs.jsonl", tmp_path / "judge"
+    rows = [{"prompt": s.prompt, "chosen": s.answers[0], "rejected": s.answers[1]} for s in clean(400)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge.mkdir()
+    config = {"method": "reward_model", "data": {"path": str(data), "mapping": {}, "template": "auto"}}
+    for name, content in (("config.json", config), ("status.json", {}), ("fingerprints.json", {"tokenizer": chat.fingerprint})):
+        (judge / name).write_text(json.dumps(content))
+    settings = {"model": "m", "data": {"path": "asked.jsonl"}, "reward": {"taste": {"name": "learned", "run": str(judge)}}}
+
+    def said(texts: list[str]) -> dict[str, str]:
+        records = [Prompt(messages=(Message(role="user", content=text),)) for text in texts]
+        return {c.name: str(c) for c in preflight("ppo", settings, chat, 1000, prompts=records)}
+
+    assert said([s.prompt for s in clean(100, seed=7000)]) == {}
+    found = said([f"SELECT c{i} FROM t WHERE k = {i * 37};" for i in range(100)])
+    assert list(found) == ["outside_prompts"]
+    assert f"100% of the prompts are unlike those of reward.taste.run={judge}" in found["outside_prompts"]

@@ -289,6 +289,7 @@ def test_an_answer_in_another_language_and_a_translation_on_purpose() -> None:
 def test_refusals_and_their_sides() -> None:
     assert is_refusal("I’m sorry, but I can’t help with that.")
     assert not is_refusal("Sorry to hear that! Here is how to fix a bike.")
+    assert not is_refusal("As an AI, I can suggest several ways. I'm sorry, but I can do no better than this.")
     no, yes = "I can't help with that.", "Here you are."
     samples = [pair(i, "q", no, yes) for i in range(40)] + [pair(i, "q", yes, no) for i in range(40, 50)]
     says = found(Refusals(), samples)["refusals"]
@@ -517,3 +518,11 @@ def test_keys_excerpts_and_numbers() -> None:
     assert len(excerpt("x" * 10_000)) <= 245
     finding = Finding(name="n", level="fine", said="s", value=wilson(1, 4), why="w", mend="")
     assert report.number(finding) == "25.00% [4.56, 69.94] of 4"
+
+
+def test_a_model_can_be_asked_instead_of_words(faulty: Path, tiny_model_folder: Path, truing: Truing) -> None:
+    code, out, _ = truing("check", faulty, f"model={tiny_model_folder}", "checks=[mismatched]", "--all", "max_tokens=500")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "random_rejected" in line]
+    assert "by likelihood" in line
+    assert "of 63 " in line

@@ -57,7 +57,7 @@ class Coverage:
         for far, (origin, prompt) in zip(distances, self.asked, strict=True):
             if far > limit:
                 flagged.add(origin, f"{100 * far:.0f}% unknown: {prompt}")
-        share = wilson(len(flagged), len(distances))
+        share = wilson(int((distances > limit).sum()), len(distances))
         known = len(held) >= FEWEST
         outside = share.low > 2 * FALSE_ALARMS
         return [

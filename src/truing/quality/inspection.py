@@ -4,8 +4,8 @@ Memory grows by some 500 bytes a row, whatever the texts. Leaves out writing (`t
 mending (`truing.quality.curation`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from truing.data.problems import BadRow, DataError
 from truing.data.read import iterate
 from truing.data.rows import rows
 from truing.quality.alike import TooAlike
+from truing.quality.annotators import Annotators, wide_votes
 from truing.quality.answers import Endings
 from truing.quality.contamination import Contamination
 from truing.quality.contradictions import Contradictions
@@ -45,6 +46,8 @@ class Settings:
     """The file to look at."""
     mapping: Mapping[str, str] = field(default_factory=dict)
     """Our column names to the file's, where they differ, such as {chosen: best}."""
+    checks: tuple[str, ...] = ()
+    """Which checks to run, such as [duplicates, length]; empty runs all."""
     held_out: tuple[str, ...] = ()
     """Held-out files of the same task, whose prompts must not be in this one."""
     benchmarks: tuple[str, ...] = ()
@@ -83,7 +86,8 @@ CHECKS: Mapping[str, Callable[[Settings], Check | None]] = {
     "refusals": lambda s: Refusals(),
     "length": lambda s: LengthBias(),
     "shortcuts": lambda s: Shortcuts(seed=s.seed),
-    "mismatched": lambda s: Mismatched(seed=s.seed),
+    "mismatched": lambda s: Mismatched(seed=s.seed) if s.model is None else None,
+    "annotators": lambda s: Annotators(wide_votes(s.path), seed=s.seed),
     "coverage": lambda s: Coverage(samples_of((s.rl_prompts,), {})) if s.rl_prompts else None,
 }
 """Each check and what of the settings it needs; None where it was given nothing to compare with."""
@@ -106,13 +110,21 @@ class Inspected:
         """What must be mended before training."""
         return tuple(finding for finding in self.findings if finding.level == "act")
 
+    def plus(self, finding: Finding) -> "Inspected":
+        """With one more finding, in its place."""
+        return replace(self, findings=in_order((*self.findings, finding)))
+
 
 ORDER = {"act": 0, "watch": 1, "unknown": 2, "fine": 3}
 
 
 def inspect(settings: Settings, tick: Tick | None = None) -> Inspected:
     """One pass over the file with every check. Raises DataError for a file without usable rows."""
-    checks = [check for make in CHECKS.values() if (check := make(settings)) is not None]
+    unknown = [name for name in settings.checks if name not in CHECKS]
+    if unknown:
+        raise ValueError(f"checks: there is no {unknown[0]}; choose among {', '.join(CHECKS)}")
+    wanted = settings.checks or tuple(CHECKS)
+    checks = [check for name, make in CHECKS.items() if name in wanted and (check := make(settings)) is not None]
     unreadable = Unreadable()
     kinds: dict[str, None] = {}
     used = 0
@@ -134,8 +146,13 @@ def inspect(settings: Settings, tick: Tick | None = None) -> Inspected:
         rows_in=unreadable.rows,
         rows_used=used,
         kinds=tuple(kinds),
-        findings=tuple(sorted(findings, key=lambda finding: ORDER[finding.level])),
+        findings=in_order(findings),
     )
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Those to act on first, else as they came."""
+    return tuple(sorted(findings, key=lambda finding: ORDER[finding.level]))
 
 
 def samples_of(files: Sequence[str], mapping: Mapping[str, str]) -> Iterator[Sample]:

@@ -32,6 +32,10 @@ def look(file: str, settings: Sequence[str], *, as_json: bool, everything: bool,
             sink.message(f"{file}: {rows} rows", "info")
 
     found = inspect(wanted, progress)
+    if wanted.model is not None:
+        from truing.recipes.likelihood import by_likelihood
+
+        found = found.plus(by_likelihood(wanted))
     if wanted.html:
         write_file(wanted.html, page(found).encode())
     if wanted.json:

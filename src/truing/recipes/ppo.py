@@ -126,7 +126,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
     dtype = torch_dtype(config.dtype)
     policy, reason = load_policy(start, dtype)
     found = examples(_prompts_only(config, policy), chat, (Prompt,), run=folder if world.rank == 0 else None)
-    concerns = preflight(method, resolved, chat, len(found.train.trees))
+    concerns = preflight(method, resolved, chat, len(found.train.trees), prompts=found.train.records)
     if config.strict:
         refuse(concerns)
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}

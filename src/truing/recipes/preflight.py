@@ -6,13 +6,19 @@ settings (a negative rate) are the config's; faults of the data are `truing chec
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from truing.config import dotted
 from truing.data.chat import ChatTokenizer
+from truing.data.problems import BadRow
+from truing.data.read import iterate
 from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES
+from truing.quality.coverage import Coverage
+from truing.quality.sample import Sample
+from truing.records import Record
 from truing.runs.read import CONFIG, FINGERPRINTS, is_run, read_json
 
 
@@ -64,6 +70,9 @@ CUSTOMARY: Mapping[str, Mapping[str, Range]] = {
     "cdpo": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
     "ipo": {"loss.beta": Range(low=0.01, high=1.0, source="arXiv 2310.12036")},
     "aot": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO; 0.01 in arXiv 2406.05882")},
+    "ppo": {"kl.coefficient": Range(low=0.005, high=0.5, source="arXiv 2403.17031: 0.05; arXiv 2009.01325: up to 0.2")},
+    "rloo": {"kl.coefficient": Range(low=0.005, high=0.5, source="arXiv 2402.14740: 0.03 to 0.1")},
+    "grpo": {"kl.coefficient": Range(low=0.001, high=0.2, source="arXiv 2402.03300: 0.04")},
     "kto": {"loss.beta": Range(low=0.01, high=0.5, source="arXiv 2402.01306")},
     "bco": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
     "aot_unpaired": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO; 0.01 in arXiv 2406.05882")},
@@ -74,21 +83,31 @@ FEWEST: Mapping[str, int] = {"sft": 50}
 FEWEST_COMPARISONS = 100
 """Examples under which what is learnt is mostly chance: at 100 held-out pairs accuracy still has an interval of 20 points."""
 SMALLEST_BATCH = 8
+COMPARED = 20_000
+"""Rows of a reward model's data that prompts are compared with."""
 BALANCED = Range(low=1.0, high=4 / 3, source="arXiv 2402.01306, eq. 8")
 """KTO's lambda_D n_D / (lambda_U n_U)."""
 
 
 def preflight(
-    method: str, resolved: Mapping[str, object], chat: ChatTokenizer, examples: int, *, desirable: int | None = None
+    method: str,
+    resolved: Mapping[str, object],
+    chat: ChatTokenizer,
+    examples: int,
+    *,
+    desirable: int | None = None,
+    prompts: Sequence[Record] = (),
 ) -> list[Concern]:
     """What is out of the ordinary in a run of these settings on so many training examples, in the order of how much it decides.
 
-    `desirable` says how many of the examples are approved of, where they are feedback.
+    `desirable` says how many of the examples are approved of, where they are feedback; `prompts` are what rewards will be asked
+    about, to be compared with those that the reward models learnt from.
     """
     settings = dotted(resolved)
     return [
         *_start(method, str(settings["model"]), chat),
         *_templates(settings, chat),
+        *_outside(settings, prompts),
         *_rates(method, settings),
         *_customary(method, settings),
         *(_classes(settings, desirable, examples - desirable) if desirable is not None else ()),
@@ -123,6 +142,29 @@ def _templates(settings: Mapping[str, object], chat: ChatTokenizer) -> Iterator[
                 why="it will read conversations that are written otherwise than those it learnt from",
                 instead=f"take data.template={written} and the same tokenizer, as it had",
             )
+
+
+def _outside(settings: Mapping[str, object], records: Sequence[Record]) -> Iterator[Concern]:
+    """A reward model's run says what it was trained on; where that file still lies there, prompts are compared with its own."""
+    for key, value in settings.items():
+        if not records or not isinstance(value, str) or not value or not is_run(Path(value)):
+            continue
+        trained = read_json(Path(value) / CONFIG)
+        data = trained.get("data")
+        if trained.get("method") != "reward_model" or not isinstance(data, Mapping) or not Path(str(data["path"])).is_file():
+            continue
+        coverage = Coverage(Sample.of(record) for record in records)
+        known = (item for item in iterate(str(data["path"]), mapping=data.get("mapping") or {}) if not isinstance(item, BadRow))
+        for item in islice(known, COMPARED):
+            coverage.see(Sample.of(item))
+        for found in coverage.findings():
+            if found.level in ("watch", "act"):
+                yield Concern(
+                    name="outside_prompts",
+                    what=f"{100 * float(getattr(found.value, 'value', 0)):.0f}% of the prompts are unlike those of {key}={value}",
+                    why=found.why,
+                    instead=f"look at them: truing check {data['path']} checks=[coverage] rl_prompts={settings.get('data.path')}",
+                )
 
 
 def _rates(method: str, settings: Mapping[str, object]) -> Iterator[Concern]:

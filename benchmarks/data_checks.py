@@ -1,0 +1,469 @@
+"""Planted faults: how often each check finds them, and how often it raises an alarm where none was planted.
+
+    python -m benchmarks.data_checks [--seeds 20] [--rows 600]
+
+Clean data are made-up pairs (or votes). Each kind of fault is planted in 1% and in 10% of the rows, once a seed; a hit is a finding
+of the right name at `watch` or `act`. Found rows are the planted rows that the finding names. A false alarm is the same on clean
+data of the same seeds. Prints a Markdown table and writes benchmarks/results/data_checks.json.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from truing.quality.inspection import Inspected, Settings, inspect
+from truing.statistics import shown, wilson
+
+RESULTS = Path(__file__).parent / "results"
+RATES = (0.01, 0.10)
+NOUNS = [
+    "kettle",
+    "garden",
+    "river",
+    "engine",
+    "poem",
+    "winter",
+    "ladder",
+    "candle",
+    "market",
+    "violin",
+    "harbour",
+    "pepper",
+    "blanket",
+    "stone",
+    "orchard",
+    "lantern",
+    "bridge",
+    "copper",
+    "saddle",
+    "thunder",
+    "meadow",
+    "pocket",
+    "barrel",
+    "feather",
+    "anchor",
+    "basket",
+    "dragon",
+    "mirror",
+    "cotton",
+    "shadow",
+    "tunnel",
+    "window",
+    "spider",
+    "hammer",
+    "valley",
+    "needle",
+    "pigeon",
+    "gravel",
+    "cellar",
+    "parcel",
+    "ribbon",
+    "tailor",
+    "walnut",
+    "beacon",
+    "canyon",
+    "drawer",
+    "falcon",
+    "goblet",
+    "hollow",
+    "island",
+    "jacket",
+    "kitten",
+    "locket",
+    "marble",
+    "nectar",
+]
+VERBS = [
+    "carried",
+    "painted",
+    "followed",
+    "repaired",
+    "counted",
+    "hidden",
+    "borrowed",
+    "measured",
+    "polished",
+    "traded",
+    "watched",
+    "promised",
+    "sheltered",
+    "weighed",
+]
+FORMS = (
+    "The {0} in the {1} was {2} by a {3} that we had not seen before.",
+    "It is said that every {0} can be {2} if there is a {1} near it.",
+    "They would have {2} the {0}, but the {1} was on the other side of the {3}.",
+    "When a {0} is {2}, you should ask about its {1} and not the {3}.",
+    "My {0} and your {1} could be {2} at the same time as the {3}.",
+    "If the {1} has {2} a {0}, then no {3} will be there for you.",
+)
+Row = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One kind of fault and the finding that should name it."""
+
+    finding: str
+    check: str
+    plant: "Callable[[list[Row], list[int], random.Random], None]"
+    """Changes the rows at these places."""
+    votes: bool = False
+    by_row: bool = True
+    """Whether the finding names rows."""
+
+
+def sentence(draw: random.Random) -> str:
+    """Some 15 words of a made-up sentence."""
+    nouns = draw.sample(NOUNS, 3)
+    return draw.choice(FORMS).format(nouns[0], nouns[1], draw.choice(VERBS), nouns[2])
+
+
+def text(draw: random.Random, least: int = 2, most: int = 5) -> str:
+    """Some sentences."""
+    return " ".join(sentence(draw) for _ in range(draw.randint(least, most)))
+
+
+def pairs(rows: int, draw: random.Random) -> list[Row]:
+    """Clean pairs: answers take up two words of their prompt."""
+    made: list[Row] = []
+    for _ in range(rows):
+        a, b = draw.sample(NOUNS, 2)
+        asked = f"What would you say of the {a} and the {b}? {sentence(draw)} {sentence(draw)}"
+        answers = [f"The {a} is like the {b}. {text(draw)}" for _ in range(2)]
+        made.append({"prompt": asked, "chosen": answers[0], "rejected": answers[1]})
+    return made
+
+
+def votes(rows: int, draw: random.Random) -> list[Row]:
+    """Clean votes: ten annotators on the same items, each right in four of five, in two groups."""
+    made: list[Row] = []
+    people = [f"person {i}" for i in range(10)]
+    for i in range(rows // len(people)):
+        item = pairs(1, draw)[0]
+        for number, person in enumerate(people):
+            flip = draw.random() < 0.2
+            better, worse = (item["rejected"], item["chosen"]) if flip else (item["chosen"], item["rejected"])
+            words = len(f"{better} {worse}".split())
+            made.append(
+                {
+                    "prompt": item["prompt"],
+                    "chosen": better,
+                    "rejected": worse,
+                    "annotator": person,
+                    "shown_first": draw.choice(("chosen", "rejected")),
+                    "seconds": round(words / draw.uniform(2, 6), 1),
+                    "time": i,
+                    "group": "east" if number % 2 else "west",
+                    "right": not flip,
+                }
+            )
+    return made
+
+
+def change(column: str, how: Callable[[str, random.Random], object]) -> Callable[[list[Row], list[int], random.Random], None]:
+    """A fault that changes one column."""
+
+    def plant(rows: list[Row], places: list[int], draw: random.Random) -> None:
+        for place in places:
+            rows[place][column] = how(str(rows[place][column]), draw)
+
+    return plant
+
+
+def repeat(near: bool) -> Callable[[list[Row], list[int], random.Random], None]:
+    """A row becomes one that stands before it, word for word or nearly."""
+
+    def plant(rows: list[Row], places: list[int], draw: random.Random) -> None:
+        for place in places:
+            source = draw.choice([i for i in range(len(rows)) if i not in places])
+            rows[place] = dict(rows[source])
+            if near:
+                rows[place]["prompt"] = f"{rows[source]['prompt']} Please."
+            if source > place:
+                rows[place], rows[source] = rows[source], rows[place]
+                places[places.index(place)] = source
+
+    return plant
+
+
+def opposite(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """A row says the opposite of the row before it."""
+    for place in places:
+        source = rows[place - 1]
+        rows[place] = {"prompt": source["prompt"], "chosen": source["rejected"], "rejected": source["chosen"]}
+
+
+def ring(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """Every third place and the two rows after it form a ring; the places become those rows."""
+    planted: list[int] = []
+    for place in places[::3]:
+        start = min(place, len(rows) - 3)
+        if planted and start <= planted[-1]:
+            continue
+        a, b, c = (text(draw) for _ in range(3))
+        for offset, (better, worse) in enumerate(((a, b), (b, c), (c, a))):
+            rows[start + offset] = {"prompt": rows[start]["prompt"], "chosen": better, "rejected": worse}
+            planted.append(start + offset)
+    places[:] = planted
+
+
+def swap_ends(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """Rejected answers go to the next of the places."""
+    answers = [rows[place]["rejected"] for place in places]
+    for place, answer in zip(places, [*answers[1:], answers[0]], strict=True):
+        rows[place]["rejected"] = answer
+
+
+def edited(answer: str, draw: random.Random) -> str:
+    """The same with one word left out."""
+    words = answer.split()
+    del words[draw.randrange(len(words))]
+    return " ".join(words)
+
+
+def alike(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """The rejected answer is the chosen one without a word."""
+    for place in places:
+        rows[place]["rejected"] = edited(str(rows[place]["chosen"]), draw)
+
+
+def same(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """The rejected answer is the chosen one."""
+    for place in places:
+        rows[place]["rejected"] = rows[place]["chosen"]
+
+
+def tell(text: str) -> Callable[[str, random.Random], str]:
+    """Puts a text before an answer."""
+    return lambda answer, draw: f"{text}{answer}"
+
+
+def turns(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """Two user turns in a row; every other row holds turns too, so that the file has one format."""
+    for place, row in enumerate(rows):
+        asked = [{"role": "user", "content": row["prompt"]}]
+        row["prompt"] = asked * 2 if place in places else asked
+
+
+def systems(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """A system turn that is not the first."""
+    for place, row in enumerate(rows):
+        asked = [{"role": "user", "content": row["prompt"]}]
+        row["prompt"] = [*asked, {"role": "system", "content": "Be brief."}, *asked] if place in places else asked
+
+
+GERMAN = "Das ist nicht der Kessel, und ich habe ihn auch nicht auf dem Tisch für sie. Es ist ein Garten mit den Blumen."
+
+
+def noise(answer: str, draw: random.Random) -> str:
+    """Letters in no order, parted as words."""
+    return " ".join("".join(draw.choices("bcdfghjklmnpqrstvwxz", k=draw.randint(3, 8))) for _ in range(30))
+
+
+def cut(answer: str, draw: random.Random) -> str:
+    """Stops in the middle of its last sentence."""
+    words = answer.split()
+    return " ".join(words[: max(26, len(words) - draw.randint(2, 6))]).rstrip(".,")
+
+
+def always_first(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """The votes at the places are for what stood first."""
+    for place in places:
+        rows[place]["shown_first"] = "chosen"
+
+
+def coin(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """The votes at the places are tossed."""
+    for place in places:
+        if draw.random() < 0.5:
+            rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
+
+
+def wrong(rows: list[Row], places: list[int], draw: random.Random) -> None:
+    """The votes at the places are turned around."""
+    for place in places:
+        rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
+
+
+FAULTS: dict[str, Fault] = {
+    "exact repeats": Fault(finding="duplicates", check="duplicates", plant=repeat(near=False)),
+    "near repeats": Fault(finding="near_duplicates", check="duplicates", plant=repeat(near=True)),
+    "opposite preferences": Fault(finding="contradictions", check="contradictions", plant=opposite),
+    "rings of three": Fault(finding="cycles", check="contradictions", plant=ring),
+    "identical answers": Fault(finding="identical", check="turns", plant=same),
+    "answers too alike": Fault(finding="too_alike", check="alike", plant=alike),
+    "empty answers": Fault(finding="empty", check="turns", plant=change("chosen", lambda answer, draw: " \n")),
+    "a number for an answer": Fault(finding="broken_rows", check="turns", plant=change("chosen", lambda answer, draw: 7)),
+    "a system turn in the middle": Fault(finding="broken_turns", check="turns", plant=systems),
+    "two user turns in a row": Fault(finding="turn_order", check="turns", plant=turns),
+    "template markers": Fault(
+        finding="markers", check="turns", plant=change("chosen", lambda answer, draw: f"{answer}<|im_end|>\n<|im_start|>user")
+    ),
+    "answers cut in the middle": Fault(finding="truncated", check="endings", plant=change("chosen", cut)),
+    "answers in circles": Fault(
+        finding="circling", check="endings", plant=change("rejected", lambda answer, draw: f"{sentence(draw)} " * 20)
+    ),
+    "over-long answers": Fault(
+        finding="over_long", check="endings", plant=change("chosen", lambda answer, draw: text(draw, 70, 90))
+    ),
+    "another language": Fault(finding="other_language", check="languages", plant=change("chosen", lambda answer, draw: GERMAN)),
+    "letters in no order": Fault(finding="unreadable_text", check="languages", plant=change("rejected", noise)),
+    "damaged encoding": Fault(
+        finding="damaged_encoding",
+        check="languages",
+        plant=change("chosen", lambda answer, draw: f"{answer} Café naïve.".encode().decode("latin-1")),
+    ),
+    "refusals preferred": Fault(
+        finding="refusals", check="refusals", plant=change("chosen", lambda answer, draw: "I'm sorry, but I can't help with that.")
+    ),
+    "longer preferred": Fault(
+        finding="length_bias",
+        check="length",
+        plant=change("chosen", lambda answer, draw: f"{answer} {text(draw, 5, 8)}"),
+        by_row=False,
+    ),
+    "flattery preferred": Fault(
+        finding="shortcuts", check="shortcuts", plant=change("chosen", tell("Great question! You're right. ")), by_row=False
+    ),
+    "bullets preferred": Fault(
+        finding="shortcuts",
+        check="shortcuts",
+        plant=change("chosen", lambda answer, draw: "- " + answer.replace(". ", ".\n- ")),
+        by_row=False,
+    ),
+    "rejected answers of other prompts": Fault(finding="random_rejected", check="mismatched", plant=swap_ends, by_row=False),
+    "held-out prompts": Fault(finding="leaked_prompts", check="leakage", plant=lambda rows, places, draw: None),
+    "nearly held-out prompts": Fault(finding="near_leaked_prompts", check="leakage", plant=lambda rows, places, draw: None),
+    "evaluation texts": Fault(finding="contamination", check="contamination", plant=lambda rows, places, draw: None),
+    "foreign prompts for RL": Fault(
+        finding="outside_prompts", check="coverage", plant=lambda rows, places, draw: None, by_row=False
+    ),
+    "votes for the first": Fault(finding="position_bias", check="annotators", plant=always_first, votes=True, by_row=False),
+    "votes by a coin": Fault(finding="unreliable_annotators", check="annotators", plant=coin, votes=True, by_row=False),
+    "votes turned around late": Fault(finding="drift", check="annotators", plant=wrong, votes=True, by_row=False),
+    "votes without reading": Fault(
+        finding="too_fast", check="annotators", plant=change("seconds", lambda seconds, draw: 0.5), votes=True, by_row=False
+    ),
+}
+"""Kind -> what is planted and who should find it."""
+
+
+def of_one_person(rows: list[Row], count: int, late: bool) -> list[int]:
+    """Places of votes of the first annotator, his last ones where `late`."""
+    his = [i for i, row in enumerate(rows) if row["annotator"] == "person 0"]
+    return his[-count:] if late else his[:count]
+
+
+def data(fault: Fault | None, kind: str, rate: float, rows: int, seed: int, folder: Path) -> tuple[Settings, list[int]]:
+    """A file with a fault planted, the settings to look at it with, and the rows where it was planted (counted from 1)."""
+    made = [dict(row) for row in clean_rows(rows, seed, bool(fault and fault.votes))]
+    planting = random.Random(f"{seed}/{kind}/{rate}")
+    count = round(rate * rows)
+    places = sorted(planting.sample(range(1, rows), count))
+    if fault and fault.votes and fault.finding != "too_fast":
+        late = fault.finding == "drift"
+        places = of_one_person(made, count // 2 if late else count, late=late)
+    wanted = {fault.check} if fault else {"leakage", "contamination", "coverage"}
+    other = clean_rows(200, 1000 + seed, False) if "leakage" in wanted else []
+    evaluation = [" ".join(random.Random(f"evaluation {seed} {i}").sample(NOUNS, 20)) for i in range(200)]
+    asked = [{"prompt": row["prompt"]} for row in clean_rows(rows, 2000 + seed, False)] if "coverage" in wanted else []
+    if fault:
+        fault.plant(made, places, planting)
+    for place in places:
+        source = planting.randrange(200)
+        if kind == "held-out prompts":
+            made[place]["prompt"] = other[source]["prompt"]
+        elif kind == "nearly held-out prompts":
+            made[place]["prompt"] = f"{other[source]['prompt']} Well?"
+        elif kind == "evaluation texts":
+            made[place]["prompt"] = f"Now: {evaluation[source]}"
+        elif kind == "foreign prompts for RL":
+            asked[place]["prompt"] = f"SELECT c{place}, d FROM t{place} WHERE k = {place * 37} ORDER BY c; -- speed this up"
+    files = {"rows": made, "held": other, "asked": asked, "eval": [{"question": question} for question in evaluation]}
+    for name, content in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    settings = Settings(
+        path=str(folder / "rows.jsonl"),
+        checks=(fault.check,) if fault else (),
+        held_out=(str(folder / "held.jsonl"),) if "leakage" in wanted else (),
+        benchmarks=(str(folder / "eval.jsonl"),) if "contamination" in wanted else (),
+        rl_prompts=str(folder / "asked.jsonl") if "coverage" in wanted else None,
+    )
+    return settings, [place + 1 for place in places]
+
+
+@cache
+def clean_rows(rows: int, seed: int, voted: bool) -> list[Row]:
+    """Clean data of a seed, made once; copy before planting."""
+    draw = random.Random(f"{seed}/{rows}")
+    return votes(rows, draw) if voted else pairs(rows, draw)
+
+
+def alarms(found: Inspected) -> dict[str, set[int]]:
+    """Findings at `watch` or `act`, each with the rows that it names."""
+    return {finding.name: set(finding.rows) for finding in found.findings if finding.level in ("watch", "act")}
+
+
+def of_seed(seed: int, rows: int) -> tuple[set[str], dict[str, list[tuple[bool, float]]]]:
+    """Alarms on clean data; and for each kind, at each rate, whether it was found and the share of its rows that was named."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        nothing = Fault(finding="", check="annotators", plant=lambda rows, places, draw: None, votes=True)
+        clean = set(alarms(inspect(data(None, "clean", 0, rows, seed, folder)[0])))
+        clean |= set(alarms(inspect(data(nothing, "clean", 0, rows, seed, folder)[0])))
+        found: dict[str, list[tuple[bool, float]]] = {}
+        for kind, fault in FAULTS.items():
+            found[kind] = []
+            for rate in RATES:
+                settings, planted = data(fault, kind, rate, rows, seed, folder)
+                raised = alarms(inspect(settings))
+                named = len(raised.get(fault.finding, set()) & set(planted)) / max(1, len(planted))
+                found[kind].append((fault.finding in raised, named))
+    return clean, found
+
+
+def table(seeds: list[tuple[set[str], dict[str, list[tuple[bool, float]]]]], rows: int) -> tuple[str, dict[str, object]]:
+    """The Markdown table and the same for programs."""
+    lines = ["| fault | finding | hits at 1% | hits at 10% | rows named at 1%, 10% | false alarms |", "|---|---|---|---|---|---|"]
+    kinds: dict[str, object] = {}
+    for kind, fault in FAULTS.items():
+        hits = [wilson(sum(found[kind][i][0] for _, found in seeds), len(seeds)) for i in range(len(RATES))]
+        named = [sum(found[kind][i][1] for _, found in seeds) / len(seeds) for i in range(len(RATES))]
+        false = wilson(sum(fault.finding in clean for clean, _ in seeds), len(seeds))
+        kinds[kind] = {
+            "finding": fault.finding,
+            "hits": {str(rate): shown(hit) for rate, hit in zip(RATES, hits, strict=True)},
+            "rows_named": named if fault.by_row else None,
+            "false_alarms": shown(false),
+        }
+        cells = [f"{100 * e.value:.0f}% [{100 * e.low:.0f}, {100 * e.high:.0f}]" for e in (*hits, false)]
+        shares = ", ".join(f"{100 * share:.0f}%" for share in named) if fault.by_row else ""
+        lines.append(f"| {kind} | `{fault.finding}` | {cells[0]} | {cells[1]} | {shares} | {cells[2]} |")
+    return "\n".join(lines), {"seeds": len(seeds), "rows": rows, "kinds": kinds}
+
+
+def main() -> None:
+    """Plants, looks, counts, prints; what is done is written after every seed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    done = []
+    with ProcessPoolExecutor(asked.workers) as pool:
+        for future in as_completed([pool.submit(of_seed, seed, asked.rows) for seed in range(asked.seeds)]):
+            done.append(future.result())
+            text, result = table(done, asked.rows)
+            (RESULTS / "data_checks.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,390 @@
+"""The people behind the preferences: agreement, reliability, position bias, speed, drift over a session, differences of groups.
+
+A vote is a row with a column `annotator`; several rows with the same prompt and the same two answers are votes on one item. Further
+columns are used where they exist: `shown_first` (chosen or rejected), `seconds`, `time` (or the order of rows), `group`. PandaLM's
+three columns of votes are read too (`wide_votes`).
+
+Reliability is the one-coin model of Dawid and Skene (1979): each annotator is right with a chance of his own, found by expectation
+maximisation; each vote is then compared with the others' votes alone. Alarms of single annotators are corrected for their number
+(Bonferroni): where nobody stands out, at most 5% of data sets raise one.
+"""
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from truing.data.problems import BadRow
+from truing.data.rows import rows
+from truing.feedback.agreement import krippendorff_alpha
+from truing.quality.finding import Chart, Finding, Level, level
+from truing.quality.sample import Sample
+from truing.randomness import counted_seed
+from truing.statistics import wilson
+
+FALSE_ALARMS = 0.05
+"""Chance that a data set in which nobody stands out raises an alarm, for each kind of alarm."""
+FEWEST = 20
+"""Votes under which nothing is said of an annotator."""
+READ_A_SECOND = 15
+"""Words: three times what a fast reader reads."""
+ITEMS = 2000
+"""Items on which agreement is measured; its interval needs no more."""
+ROUNDS = 30
+DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """One judgement. Example: `Vote(item=7, annotator="ann", choice=1)`."""
+
+    item: int
+    annotator: str
+    choice: int
+    """1 for the item's first answer, -1 for its second, 0 for a tie; which is first is the same for all votes on an item."""
+    first_shown: bool | None = None
+    """Whether the answer that was chosen was shown first."""
+    pace: float = math.nan
+    """Words of both answers over the seconds taken."""
+    time: float = math.nan
+    group: str = ""
+
+
+class Annotators:
+    """Gathers votes, 40 bytes each, and judges them at the end. Silent where rows name no annotator."""
+
+    def __init__(self, votes: Iterable[Vote] = (), *, seed: int = 0) -> None:
+        self.seed = seed
+        self.items, self.choices, self.people = array("Q"), array("b"), array("L")
+        self.first, self.pace, self.time = array("b"), array("d"), array("d")
+        self.names: dict[str, int] = {}
+        self.groups: dict[int, str] = {}
+        for vote in votes:
+            self.add(vote)
+
+    def see(self, sample: Sample) -> None:
+        """A pair whose row names its annotator is a vote."""
+        vote = vote_of(sample)
+        if vote is not None:
+            self.add(vote)
+
+    def add(self, vote: Vote) -> None:
+        """One more vote."""
+        person = self.names.setdefault(vote.annotator, len(self.names))
+        self.groups.setdefault(person, vote.group)
+        self.items.append(vote.item)
+        self.choices.append(vote.choice)
+        self.people.append(person)
+        self.first.append(-1 if vote.first_shown is None else vote.first_shown)
+        self.pace.append(vote.pace)
+        self.time.append(vote.time)
+
+    def findings(self) -> list[Finding]:
+        """What the votes say of the annotators; nothing without votes."""
+        if not self.items:
+            return []
+        _, items = np.unique(np.asarray(self.items, dtype=np.uint64), return_inverse=True)
+        people = np.asarray(self.people, dtype=np.int64)
+        choices = np.asarray(self.choices, dtype=np.int64)
+        voted = choices != 0
+        agrees, known = agreement_with_others(items[voted], people[voted], choices[voted])
+        who = people[voted]
+        return [
+            *self._agreement(items, people, choices),
+            *self._reliability(agrees, known, who),
+            *self._position(people),
+            *self._speed(people),
+            *self._drift(agrees, known, who, np.asarray(self.time)[voted]),
+            *self._groups(agrees, known, who),
+        ]
+
+    def _agreement(self, items: np.ndarray, people: np.ndarray, choices: np.ndarray) -> list[Finding]:
+        table: list[list[int | None]] = [[None] * len(self.names) for _ in range(min(ITEMS, int(items.max()) + 1))]
+        for item, person, choice in zip(items.tolist(), people.tolist(), choices.tolist(), strict=True):
+            if item < len(table):
+                table[item][person] = choice
+        # Where everybody always says the same, agreement beyond chance is not defined.
+        if len(np.unique(choices)) < 2 or not any(sum(label is not None for label in row) > 1 for row in table):
+            return []
+        alpha = krippendorff_alpha(table, seed=self.seed, draws=1000)
+        said: Level = "act" if alpha.high < 0.2 else "watch" if alpha.value < 0.4 else "fine"
+        return [
+            Finding(
+                name="agreement",
+                level=said,
+                said="Krippendorff's alpha of the annotators, times 100 (0 is chance; people who judge answers reach 30 to 70)",
+                value=alpha,
+                why="no model can agree with labels better than they agree with each other",
+                mend="write the instructions again with examples, or ask more people on the same items" if said != "fine" else "",
+            )
+        ]
+
+    def _reliability(self, agrees: np.ndarray, known: np.ndarray, who: np.ndarray) -> list[Finding]:
+        counts = [(int(agrees[known & (who == i)].sum()), int((known & (who == i)).sum())) for i in range(len(self.names))]
+        total = int(agrees[known].sum()), int(known.sum())
+        judged = [i for i, (_, n) in enumerate(counts) if n >= FEWEST]
+        if len(judged) < 3:
+            return []
+        worse = []
+        for i in judged:
+            right, n = counts[i]
+            rest = (total[0] - right) / max(1, total[1] - n)
+            spread = math.sqrt(max(rest * (1 - rest), 1e-9) * (1 / n + 1 / max(1, total[1] - n)))
+            if (right / n - rest) / spread < -_limit(len(judged), sides=1):
+                worse.append(i)
+        names = list(self.names)
+        lines = [
+            f"{names[i]}: agrees with the others in {wilson(*counts[i])}" for i in sorted(judged, key=lambda i: _share(counts[i]))
+        ]
+        return [
+            self._alarm(
+                "unreliable_annotators",
+                worse,
+                judged,
+                said="annotators who agree with the others less than the rest do",
+                why="their votes are noise, and noise with weight",
+                mend="leave their rows out (truing data filter FILE to=OUT keep.annotator=NAME keeps one), or ask again",
+                details=lines,
+                chart=Chart(
+                    title="agreement with the others, %",
+                    labels=tuple(names[i][:12] for i in judged[:16]),
+                    series={"share": tuple(100 * _share(counts[i]) for i in judged[:16])},
+                ),
+            )
+        ]
+
+    def _position(self, people: np.ndarray) -> list[Finding]:
+        first = np.asarray(self.first)
+        asked = first >= 0
+        if asked.sum() < FEWEST:
+            return []
+        counts = [(int(first[asked & (people == i)].sum()), int((asked & (people == i)).sum())) for i in range(len(self.names))]
+        judged = [i for i, (_, n) in enumerate(counts) if n >= FEWEST]
+        biased = [i for i in judged if abs(counts[i][0] - counts[i][1] / 2) > _limit(len(judged)) * math.sqrt(counts[i][1]) / 2]
+        share = wilson(int(first[asked].sum()), int(asked.sum()))
+        away = max(share.low, 1 - share.high)
+        said: Level = "act" if away > 0.6 else "watch" if away > 0.53 or biased else "fine"
+        names = list(self.names)
+        return [
+            Finding(
+                name="position_bias",
+                level=said,
+                said="votes for the answer that was shown first",
+                value=share,
+                why="where an answer stood says nothing of it, and a fixed order turns this into a label",
+                mend="show both orders equally often, and leave out who never looks at the second" if said != "fine" else "",
+                details=tuple(f"{names[i]}: {wilson(*counts[i])} for the first" for i in biased),
+            )
+        ]
+
+    def _speed(self, people: np.ndarray) -> list[Finding]:
+        pace = np.asarray(self.pace)
+        timed = np.isfinite(pace)
+        if timed.sum() < FEWEST:
+            return []
+        fast = timed & (pace > READ_A_SECOND)
+        share = wilson(int(fast.sum()), int(timed.sum()))
+        names = list(self.names)
+        per = sorted(
+            ((int(fast[people == i].sum()), int(timed[people == i].sum()), names[i]) for i in range(len(names))), reverse=True
+        )
+        return [
+            Finding(
+                name="too_fast",
+                level=level(share, watch=0.02, act=0.10),
+                said=f"votes faster than {READ_A_SECOND} words a second",
+                value=share,
+                why="nobody reads so fast: these votes were cast without reading",
+                mend="leave such votes out, and ask who casts them" if share.low > 0.02 else "",
+                details=tuple(f"{name}: {count} of {n}" for count, n, name in per[:5] if count),
+            )
+        ]
+
+    def _drift(self, agrees: np.ndarray, known: np.ndarray, who: np.ndarray, time: np.ndarray) -> list[Finding]:
+        judged, drifting, lines = [], [], []
+        names = list(self.names)
+        for i in range(len(names)):
+            mine = np.flatnonzero(known & (who == i))
+            if len(mine) < 2 * FEWEST:
+                continue
+            judged.append(i)
+            when = time[mine]
+            order = np.argsort(when, kind="stable") if np.isfinite(when).all() else np.arange(len(mine))
+            right = agrees[mine][order]
+            z = trend(right)
+            half = len(right) // 2
+            if abs(z) > _limit(len(names)):
+                drifting.append(i)
+                lines.append(f"{names[i]}: agrees with the others in {wilson(int(right[:half].sum()), half)} of the first half")
+                lines.append(
+                    f"{names[i]}: and in {wilson(int(right[half:].sum()), len(right) - half)} of the second (z = {z:+.1f})"
+                )
+        if not judged:
+            return []
+        return [
+            self._alarm(
+                "drift",
+                drifting,
+                judged,
+                said="annotators whose agreement with the others changes over their session",
+                why="people tire, or learn: early and late votes do not mean the same",
+                mend="shorter sessions, and hidden repeats of early items at the end",
+                details=lines,
+            )
+        ]
+
+    def _groups(self, agrees: np.ndarray, known: np.ndarray, who: np.ndarray) -> list[Finding]:
+        people = [i for i in range(len(self.names)) if self.groups[i] and (known & (who == i)).sum() >= FEWEST]
+        labels = sorted({self.groups[i] for i in people})
+        if len(labels) < 2 or len(people) < 6:
+            return []
+        means = np.array([agrees[known & (who == i)].mean() for i in people])
+        of = np.array([labels.index(self.groups[i]) for i in people])
+        chance = group_chance(means, of, len(labels), self.seed)
+        apart = chance < FALSE_ALARMS
+        return [
+            Finding(
+                name="group_difference",
+                level="watch" if apart else "fine",
+                said="chance of such differences between groups of annotators, were groups drawn at random",
+                value=chance,
+                why="groups that see quality differently make the label depend on who was asked",
+                mend="report results by group, and ask the same number of each on every item" if apart else "",
+                details=tuple(
+                    f"{label}: agrees with the others in {100 * means[of == i].mean():.1f}% ({int((of == i).sum())} annotators)"
+                    for i, label in enumerate(labels)
+                ),
+            )
+        ]
+
+    def _alarm(
+        self,
+        name: str,
+        alarmed: list[int],
+        judged: list[int],
+        *,
+        said: str,
+        why: str,
+        mend: str,
+        details: list[str],
+        chart: Chart | None = None,
+    ) -> Finding:
+        return Finding(
+            name=name,
+            level="watch" if alarmed else "fine",
+            said=f"{said} (false alarms: at most {FALSE_ALARMS:.0%} of data sets)",
+            value=wilson(len(alarmed), len(judged)),
+            why=why,
+            mend=mend if alarmed else "",
+            details=(", ".join(list(self.names)[i] for i in alarmed) or "nobody", *details[:12]),
+            chart=chart,
+        )
+
+
+def vote_of(sample: Sample) -> Vote | None:
+    """The vote that a row is; None for rows that name no annotator or compare nothing."""
+    annotator = sample.tags.get("annotator")
+    if annotator is None or sample.pair is None:
+        return None
+    better, worse = sample.answer_keys[0], sample.answer_keys[-1]
+    seconds, shown = _number(sample.tags.get("seconds")), sample.tags.get("shown_first")
+    words = sum(len(answer.split()) for answer in sample.pair)
+    return Vote(
+        item=hash((sample.key, min(better, worse), max(better, worse))) & (1 << 64) - 1,
+        annotator=annotator,
+        choice=1 if better < worse else -1,
+        first_shown=None if shown not in ("chosen", "rejected") else shown == "chosen",
+        pace=words / seconds if seconds > 0 else math.nan,
+        time=_number(sample.tags.get("time")),
+        group=sample.tags.get("group", ""),
+    )
+
+
+def wide_votes(file: str) -> Iterator[Vote]:
+    """Votes in columns annotator1, annotator2, ... of 0 (tie), 1 or 2, one item a row; nothing where there are no such columns."""
+    if not Path(file).is_file():
+        return
+    for number, row in enumerate(rows(Path(file), file)):
+        if isinstance(row, BadRow):
+            continue
+        columns = [name for name in row.cells if name.startswith("annotator") and name[9:].isdigit()]
+        if len(columns) < 2:
+            return
+        for name in columns:
+            vote = row.cells[name]
+            if isinstance(vote, int) and vote in (0, 1, 2):
+                yield Vote(item=number, annotator=name, choice=(0, 1, -1)[vote])
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
+
+
+def dawid_skene(
+    items: Int[np.ndarray, " vote"], people: Int[np.ndarray, " vote"], choices: Int[np.ndarray, " vote"]
+) -> Float[np.ndarray, " person"]:
+    """How often each annotator is right (one-coin model), by expectation maximisation from a majority vote.
+
+    A prior worth of 7 right votes in 10 keeps few votes from being taken for certainty.
+    """
+    right = np.full(int(people.max()) + 1, 0.7)
+    for _ in range(ROUNDS):
+        weight = np.log(right / (1 - right))[people] * choices
+        odds = np.bincount(items, weights=weight, minlength=int(items.max()) + 1)
+        chance = 1 / (1 + np.exp(-np.clip(odds[items] * choices, -30, 30)))
+        found = (np.bincount(people, weights=chance, minlength=len(right)) + 7) / (np.bincount(people, minlength=len(right)) + 10)
+        if np.abs(found - right).max() < 1e-6:
+            break
+        right = found
+    return right
+
+
+def agreement_with_others(
+    items: Int[np.ndarray, " vote"], people: Int[np.ndarray, " vote"], choices: Int[np.ndarray, " vote"]
+) -> tuple[Bool[np.ndarray, " vote"], Bool[np.ndarray, " vote"]]:
+    """For each vote whether it is what the others on its item say, weighted by their reliability; and whether they say anything."""
+    if not len(items):
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
+    right = np.clip(dawid_skene(items, people, choices), 0.51, 0.99)
+    weight = np.log(right / (1 - right))[people] * choices
+    others = np.bincount(items, weights=weight)[items] - weight
+    return others * choices > 0, np.abs(others) > 1e-9
+
+
+def trend(right: Bool[np.ndarray, " vote"]) -> float:
+    """Standard score of the correlation of right votes with their order, over all orders of the same votes (permutation test)."""
+    n = len(right)
+    places = np.arange(n) - (n - 1) / 2
+    variance = right.var() * (places**2).sum() * n / (n - 1)
+    return float((right * places).sum() / math.sqrt(variance)) if variance > 0 else 0.0
+
+
+def group_chance(means: Float[np.ndarray, " person"], of: Int[np.ndarray, " person"], groups: int, seed: int) -> float:
+    """Chance that groups drawn at random differ as much in their means, by permuting who is in which (2,000 draws)."""
+    generator = np.random.Generator(np.random.PCG64(counted_seed(seed, "groups")))
+
+    def between(assigned: np.ndarray) -> float:
+        counts = np.bincount(assigned, minlength=groups)
+        sums = np.bincount(assigned, weights=means, minlength=groups)
+        return float((sums**2 / np.maximum(counts, 1)).sum())
+
+    seen = between(of)
+    drawn = sum(between(generator.permutation(of)) >= seen - 1e-12 for _ in range(DRAWS))
+    return (1 + drawn) / (1 + DRAWS)
+
+
+def _limit(annotators: int, *, sides: int = 2) -> float:
+    """Standard score beyond which one of so many annotators is an alarm."""
+    return NormalDist().inv_cdf(1 - FALSE_ALARMS / (sides * max(1, annotators)))
+
+
+def _share(count: tuple[int, int]) -> float:
+    return count[0] / max(1, count[1])
