@@ -75,6 +75,7 @@ TRAPS = {
         tests=(
             "test_rewards.py::test_trap_07_a_learned_reward_scores_the_very_tokens_whatever_stands_beside_them",
             "test_chat.py::test_trap_07_an_unfinished_answer_gets_no_end_token",
+            "test_eval_verb.py::test_trap_07_the_judge_reads_the_very_tokens_and_a_cut_answer_gets_no_end",
             "test_traps_scoring.py::test_trap_07_the_reward_model_scores_the_tokens_that_were_said",
         ),
     ),

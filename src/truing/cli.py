@@ -118,11 +118,11 @@ def sample(
 @app.command("eval")
 def evaluate(
     settings: Annotated[
-        list[str], typer.Argument(metavar="MODEL-or-NAME=MODEL... tasks=TASKS [KEY=VALUE]...", help="Models, tasks, settings.")
+        list[str], typer.Argument(metavar="MODEL-or-NAME=MODEL... [tasks=TASKS] [KEY=VALUE]...", help="Models, tasks, settings.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Measure models on benchmarks: tasks=quick, tasks=full, or by name."""
+    """Compare models on held-out prompts (base=MODEL tuned=RUN), or measure them on benchmarks (tasks=quick, full or by name)."""
     from truing.recipes import commands
 
     commands.evaluate(settings, _sinks(as_json), as_json=as_json)

@@ -40,7 +40,9 @@ def outcomes(model: Numbers, baseline: Numbers) -> list[float]:
     return found
 
 
-def win_rate_over_prompts(values: Numbers, prompts: Sequence[Hashable] | None = None, *, seed: int) -> Estimate:
+def win_rate_over_prompts(
+    values: Numbers, prompts: Sequence[Hashable] | None = None, *, seed: int, draws: int = 10_000
+) -> Estimate:
     """The mean outcome with its interval over prompts; where a prompt has several outcomes, it is drawn with all of them.
 
     Outcomes that are all equal have a Wilson interval over prompts, since resampling them says nothing.
@@ -48,7 +50,7 @@ def win_rate_over_prompts(values: Numbers, prompts: Sequence[Hashable] | None = 
     array = np.asarray(values, dtype=np.float64)
     checked = win_rate(array)
     if np.ptp(array) > 0:
-        return bootstrap_mean(array, prompts, seed=seed)
+        return bootstrap_mean(array, prompts, seed=seed, draws=draws)
     units = len(set(prompts)) if prompts is not None else len(array)
     found = wilson(checked.value * units, units)
     return Estimate(value=found.value, low=found.low, high=found.high, n=len(array), method=f"{found.method}, over {units} prompts")
@@ -61,6 +63,7 @@ def both_orders(
     *,
     rule: Literal["mean", "agree"] = "mean",
     seed: int = 0,
+    draws: int = 10_000,
 ) -> BothOrders:
     """One outcome a pair out of two verdicts, each the model's outcome: where its answer stood first, and where second.
 
@@ -74,10 +77,10 @@ def both_orders(
     same = first == second
     combined = (first + second) / 2 if rule == "mean" else np.where(same, first, 0.5)
     return BothOrders(
-        win_rate=win_rate_over_prompts(combined, prompts, seed=seed),
+        win_rate=win_rate_over_prompts(combined, prompts, seed=seed, draws=draws),
         outcomes=tuple(combined.tolist()),
-        consistent=win_rate_over_prompts(same.astype(float), prompts, seed=seed),
-        first_preferred=paired_difference(first, second, prompts, seed=seed),
+        consistent=win_rate_over_prompts(same.astype(float), prompts, seed=seed, draws=draws),
+        first_preferred=paired_difference(first, second, prompts, seed=seed, draws=draws),
     )
 
 

@@ -15,9 +15,10 @@ from truing.models.load import load_tokenizer
 from truing.parallel.world import World
 from truing.recipes import RECIPES, module_of
 from truing.recipes import align as align_recipe
+from truing.recipes import compare as compare_recipe
 from truing.recipes import tasks as tasks_recipe
 from truing.recipes.examples import asked, examples
-from truing.recipes.fit import load_policy, model_folder
+from truing.recipes.fit import load_policy, model_folder, template_of
 from truing.recipes.ppo import PRESETS as PPO_PRESETS
 from truing.recipes.preflight import preflight
 from truing.recipes.settings import Shared, torch_dtype
@@ -75,10 +76,11 @@ def align(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> N
 
 
 def evaluate(settings: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:
-    """Tasks on one or more models; the report on standard output."""
-    loaded = load(tasks_recipe.Config, overrides=tasks_recipe.settings_of(settings))
-    folder = tasks_recipe.run(loaded.value, sinks)
-    sys.stdout.write((folder / (tasks_recipe.RESULT if as_json else tasks_recipe.REPORT)).read_text())
+    """Benchmarks where `tasks=` names some, else models compared on held-out prompts; the report on standard output."""
+    recipe = tasks_recipe if any(setting.startswith("tasks=") for setting in settings) else compare_recipe
+    loaded = load(recipe.Config, overrides=recipe.settings_of(settings))
+    folder = recipe.run(loaded.value, sinks)
+    sys.stdout.write((folder / (recipe.RESULT if as_json else recipe.REPORT)).read_text())
 
 
 def recipes(action: str, name: str | None, to: Path | None) -> None:
@@ -141,7 +143,7 @@ def check(recipe: str, settings: Sequence[str], shown: int) -> None:
 def sample(model: str, prompts: Sequence[str] | None, *, max_tokens: int, temperature: float, seed: int) -> None:
     """Answer each prompt; without prompts, each line of standard input."""
     start = model_folder(model)
-    chat = ChatTokenizer.of(load_tokenizer(start), template=_template_of(Path(model)))
+    chat = ChatTokenizer.of(load_tokenizer(start), template=template_of(Path(model)))
     policy, _ = load_policy(start, torch_dtype("auto"))
     decoding = Decoding(max_tokens=max_tokens, temperature=temperature)
     for text in prompts or (line.rstrip("\n") for line in sys.stdin):
@@ -152,14 +154,6 @@ def sample(model: str, prompts: Sequence[str] | None, *, max_tokens: int, temper
         ending = "" if said.stop == "end" else " [cut at --max-tokens]"
         sys.stdout.write(f"> {text}\n{chat.decode(said.tokens).strip()}{ending}\n\n")
         sys.stdout.flush()
-
-
-def _template_of(run: Path) -> Any:
-    """How the run that trained a model wrote conversations; `auto` for a model that no run here trained."""
-    config = run / "config.json"
-    if not (run / "status.json").is_file():
-        return "auto"
-    return json.loads(config.read_bytes())["data"]["template"]
 
 
 def _find(recipe: str) -> tuple[str, Path | None, dict[str, Any] | None]:

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from truing.data.chat import ChatTokenizer
+from truing.data.chat import ChatTokenizer, Style
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.memory import give_back
@@ -204,6 +204,14 @@ def model_folder(name: str) -> Path | str:
             f"{name}: this run is {read_status(path).state} and has no model yet; finish it with the command that began it"
         )
     return model_path(path) if path.is_dir() else name
+
+
+def template_of(run: Path) -> Style:
+    """How the run that trained a model wrote conversations; `auto` for a model that no run here trained."""
+    if not (run / "status.json").is_file():
+        return "auto"
+    style: Style = json.loads((run / "config.json").read_bytes())["data"]["template"]
+    return style
 
 
 @torch.no_grad()

@@ -165,7 +165,7 @@ def _chosen(
     def compute(chunk: Sequence[Choices], number: int, tick: Tick) -> Iterable[Any]:
         return log_likelihoods(model.policy, model.chat, chunk, style=style, budget=manner.budget, progress=tick)
 
-    raw = _in_chunks(items, CHOICES_CHUNK, home / "raw.jsonl", compute, bar("likelihoods"))
+    raw = in_chunks(items, CHOICES_CHUNK, home / "raw.jsonl", compute, bar("likelihoods"))
     return [task.judge(item, raw[item.key]) for item in items]
 
 
@@ -179,17 +179,17 @@ def _answered(
         found = answers(model.policy, model.chat, chunk, sampling, style=style, seed=seed, progress=tick)
         return [[{"turns": list(said.turns), "finished": said.finished} for said in of_one] for of_one in found]
 
-    raw = _in_chunks(items, ASKED_CHUNK, home / "raw.jsonl", compute, bar("answers"))
+    raw = in_chunks(items, ASKED_CHUNK, home / "raw.jsonl", compute, bar("answers"))
 
     def judged(chunk: Sequence[Asked], number: int, tick: Tick) -> Iterable[Any]:
         for item in chunk:
             yield task.judge(item, [Said(turns=tuple(one["turns"]), finished=one["finished"]) for one in raw[item.key]])
 
-    rows = _in_chunks(items, 1, home / "judged.jsonl", judged, bar("judging"))
+    rows = in_chunks(items, 1, home / "judged.jsonl", judged, bar("judging"))
     return [rows[item.key] for item in items]
 
 
-def _in_chunks(
+def in_chunks(
     items: Sequence[Any], size: int, path: Path, compute: Callable[[Sequence[Any], int, Tick], Iterable[Any]], progress: Tick
 ) -> dict[str, Any]:
     """What was computed for each item, by its key. A chunk that is whole in the log is not computed again."""

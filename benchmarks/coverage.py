@@ -1,0 +1,236 @@
+"""Coverage by simulation: how often each kind of 95% interval that is printed holds the truth.
+
+`python -m benchmarks.coverage` runs 2,000 simulated studies of each kind and writes `benchmarks/results/coverage.json`; it exits
+with 1 where a kind lies outside 93 to 97%. Every study draws new data from a known truth. Confidence sequences are meant to hold
+at all times at once, so only a lower bound is asked of them.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from truing.evals.best_of_n import best_of_n
+from truing.evals.length_controlled import length_adjusted
+from truing.evals.logistic import sigmoid
+from truing.evals.ratings import SCALE, Battle, bradley_terry
+from truing.evals.reward_models import correlation
+from truing.evals.sequential import confidence_sequence
+from truing.evals.winrate import both_orders, win_rate_over_prompts
+from truing.feedback.agreement import cohen_kappa, fleiss_kappa, gwet_ac1, krippendorff_alpha, raw_agreement
+from truing.statistics import Estimate, bootstrap_mean, paired_difference, wilson
+
+Study = Callable[[np.random.Generator, int], tuple[Estimate, float]]
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+LOW, HIGH = 0.93, 0.97
+DRAWS = 500
+"""Resamples a study; a report takes 2,000 or 10,000, whose ends are smoother."""
+
+
+def rate(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """A share of independent prompts."""
+    return wilson(int(generator.binomial(150, 0.7)), 150), 0.7
+
+
+def win_rate_with_ties(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Wins, ties and losses, one a prompt."""
+    return win_rate_over_prompts(generator.choice([0.0, 0.5, 1.0], 150, p=[0.3, 0.2, 0.5]), seed=seed, draws=DRAWS), 0.6
+
+
+def win_rate_of_repeated_prompts(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Three outcomes a prompt that are alike."""
+    chance = np.repeat(generator.beta(1.2, 0.8, 80), 3)
+    prompts = [str(i) for i in range(80) for _ in range(3)]
+    return win_rate_over_prompts((generator.random(240) < chance).astype(float), prompts, seed=seed, draws=DRAWS), 0.6
+
+
+def win_rate_in_both_orders(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """A judge who likes what stands first: 0.55 before, 0.2 for the place."""
+    better = generator.normal(0.2, 1.0, 150)
+    first, second = ((generator.random(150) < sigmoid(better + place)).astype(float) for place in (0.8, -0.8))
+    return both_orders(first, second, seed=seed, draws=DRAWS).win_rate, _both_orders_truth()
+
+
+@cache
+def _both_orders_truth() -> float:
+    z = np.random.default_rng(0).normal(0.2, 1.0, 4_000_000)
+    return float((sigmoid(z + 0.8) + sigmoid(z - 0.8)).mean() / 2)
+
+
+def mean_of_skewed(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Lengths: skewed, one a prompt."""
+    return bootstrap_mean(generator.gamma(2.0, size=150), seed=seed, draws=DRAWS), 2.0
+
+
+def mean_of_clusters(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Between one and six values a prompt, which share the prompt's part."""
+    sizes = generator.integers(1, 7, 100)
+    values = np.repeat(generator.normal(size=100), sizes) + generator.normal(scale=0.5, size=int(sizes.sum()))
+    return bootstrap_mean(values, np.repeat(np.arange(100), sizes).tolist(), seed=seed, draws=DRAWS), 0.0
+
+
+def paired(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Right and wrong before and after, on the same prompts: half of them hard."""
+    hard = generator.random(150) < 0.5
+    before = generator.random(150) < np.where(hard, 0.2, 0.8)
+    after = generator.random(150) < np.where(hard, 0.4, 0.9)
+    return paired_difference(after, before, seed=seed, draws=DRAWS), 0.15
+
+
+def paired_clusters(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Four samples a prompt of each of two models."""
+    shared, gain = np.repeat(generator.normal(size=70), 4), np.repeat(generator.normal(0.3, 0.5, size=70), 4)
+    a, b = shared + gain + generator.normal(size=280), shared + generator.normal(size=280)
+    return paired_difference(a, b, [str(i // 4) for i in range(280)], seed=seed, draws=DRAWS), 0.3
+
+
+SHARE, WRONG = 0.4, 0.15
+"""Annotators see one truth (SHARE of items are positive) and each says the opposite with this chance."""
+POSITIVE = SHARE * (1 - WRONG) + (1 - SHARE) * WRONG
+AGREE = (1 - WRONG) ** 2 + WRONG**2
+
+
+def _labels(generator: np.random.Generator, annotators: int, items: int = 150) -> list[list[int]]:
+    real = generator.random((items, 1)) < SHARE
+    said: list[list[int]] = (real ^ (generator.random((items, annotators)) < WRONG)).astype(int).tolist()
+    return said
+
+
+def _kappa() -> float:
+    expected = POSITIVE**2 + (1 - POSITIVE) ** 2
+    return (AGREE - expected) / (1 - expected)
+
+
+def agreement(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Raw agreement of three annotators."""
+    return raw_agreement(_labels(generator, 3), seed=seed, draws=DRAWS), AGREE
+
+
+def cohen(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Cohen's kappa."""
+    first, second = zip(*_labels(generator, 2), strict=True)
+    return cohen_kappa(first, second, seed=seed, draws=DRAWS), _kappa()
+
+
+def fleiss(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Fleiss' kappa of four annotators."""
+    return fleiss_kappa(_labels(generator, 4), seed=seed, draws=DRAWS), _kappa()
+
+
+def ac1(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Gwet's AC1 of three annotators: chance agreement is 2 pi (1 - pi)."""
+    expected = 2 * POSITIVE * (1 - POSITIVE)
+    return gwet_ac1(_labels(generator, 3), seed=seed, draws=DRAWS), (AGREE - expected) / (1 - expected)
+
+
+def alpha(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Krippendorff's nominal alpha of three annotators, a fifth of the labels missing."""
+    items = [[label if generator.random() < 0.8 else None for label in item] for item in _labels(generator, 3)]
+    return krippendorff_alpha(items, seed=seed, draws=DRAWS), _kappa()
+
+
+def length_adjusted_rate(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """theta = 0.4, phi = -1.2: the rate at equal lengths is sigma(0.4)."""
+    gap = generator.normal(0.5, 1.0, 200)
+    won = generator.random(200) < sigmoid(0.4 - 1.2 * np.tanh(gap / gap.std(ddof=1)))
+    return length_adjusted(won.astype(float), gap, np.zeros(200), seed=seed, draws=400).controlled, float(sigmoid(np.array(0.4)))
+
+
+def rating(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Bradley-Terry of four models, all pairs on 60 prompts."""
+    strength = np.array([0.0, 0.4, 0.8, 1.2])
+    battles = []
+    for prompt in range(60):
+        for a in range(4):
+            for b in range(a + 1, 4):
+                won = generator.random() < sigmoid(strength[a] - strength[b])
+                battles.append(Battle(a=f"m{a}", b=f"m{b}", outcome=float(won), prompt=prompt))
+    found = bradley_terry(battles, seed=seed, draws=400)
+    return found.ratings["m3"], 1000 + SCALE * float(strength[3] - strength.mean())
+
+
+def pearson(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """A correlation of 0.5, two pairs a prompt."""
+    shared = np.repeat(generator.normal(size=(100, 2)), 2, axis=0)
+    noise = generator.normal(size=(200, 2))
+    z = (shared + noise) / math.sqrt(2)
+    x, y = z[:, 0], 0.5 * z[:, 0] + math.sqrt(0.75) * z[:, 1]
+    return correlation(x, y, [str(i // 2) for i in range(200)], seed=seed, draws=DRAWS), 0.5
+
+
+def best_of_eight(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Gold is half of the proxy: best of 8 gains half of the expected maximum of 8 normals."""
+    proxy = generator.normal(size=(100, 16))
+    gold = 0.5 * proxy + generator.normal(size=(100, 1)) + generator.normal(scale=0.5, size=(100, 16))
+    found = best_of_n(proxy, gold, ns=[1, 4, 8], seed=seed, draws=DRAWS)
+    return found.points[-1].gold, 0.5 * 1.4236
+
+
+def sequence(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """A confidence sequence looked at after each of 300 votes: it counts as wrong if it ever left the truth out."""
+    votes = generator.choice([0.0, 0.5, 1.0], 300, p=[0.3, 0.2, 0.5])
+    found = confidence_sequence(votes)
+    return Estimate(value=float(votes.mean()), low=float(found.low.max()), high=float(found.high.min()), n=300, method=""), 0.6
+
+
+STUDIES: dict[str, Study] = {
+    "rate (Wilson)": rate,
+    "win rate with ties": win_rate_with_ties,
+    "win rate, several outcomes a prompt": win_rate_of_repeated_prompts,
+    "win rate in both orders": win_rate_in_both_orders,
+    "mean of skewed values": mean_of_skewed,
+    "mean, clustered": mean_of_clusters,
+    "paired difference": paired,
+    "paired difference, clustered": paired_clusters,
+    "raw agreement": agreement,
+    "Cohen's kappa": cohen,
+    "Fleiss' kappa": fleiss,
+    "Gwet's AC1": ac1,
+    "Krippendorff's alpha": alpha,
+    "length-adjusted win rate": length_adjusted_rate,
+    "Bradley-Terry rating": rating,
+    "correlation, clustered": pearson,
+    "best-of-n gold reward": best_of_eight,
+    "confidence sequence, at all times": sequence,
+}
+AT_LEAST = ("confidence sequence, at all times",)
+"""Kinds that may hold the truth more often."""
+
+
+def coverage(study: Study, studies: int, seed: int = 2024) -> float:
+    """Share of simulated studies whose interval holds the truth."""
+    held = 0
+    for number in range(studies):
+        found, truth = study(np.random.default_rng([seed, number]), number)
+        held += found.low <= truth <= found.high
+    return held / studies
+
+
+def main() -> None:
+    """Run all kinds, or those whose name holds a given word."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--only", default="", help="kinds whose name holds this")
+    options = parser.parse_args()
+    rows = {}
+    for name, study in STUDIES.items():
+        if options.only not in name:
+            continue
+        began = time.process_time()
+        covered = coverage(study, options.studies)
+        fine = covered >= LOW if name in AT_LEAST else LOW <= covered <= HIGH
+        rows[name] = {"covered": covered, "studies": options.studies, "within": fine}
+        print(f"{name:<38} {100 * covered:5.1f}%  {'' if fine else 'OUTSIDE'}  {time.process_time() - began:.0f} s", flush=True)
+    if not options.only and options.studies >= 2000:
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    sys.exit(0 if all(row["within"] for row in rows.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Held-out prompts answered and scored, as records that are kept: what a comparison is made of.
+
+Answers come from a model, or from a file that somebody else's model wrote. Scores come from a reward model, which reads the very
+tokens that were said, or from a rule. A chunk that is done is kept, so a killed evaluation goes on; a whole record is found again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from truing.data.chat import ChatTokenizer
+from truing.data.tree import Branch, Tree
+from truing.evals.measures import kl_estimates, rewards
+from truing.evals.result import Evaluation, Setting, code_version, read_evaluation, write_evaluation
+from truing.evals.tasks.evaluate import Model, in_chunks
+from truing.models.heads import RewardModel
+from truing.randomness import counted_seed
+from truing.records import Messages, Preference
+from truing.rollouts.sampler import Decoding, sample
+from truing.runs.durable import make_folder, to_json
+from truing.runs.lock import RunLock
+from truing.runs.sinks import Tick
+from truing.statistics import bootstrap_mean, wilson, win_rate
+
+CHUNK = 32
+"""Prompts that are answered and kept together: what a killed evaluation loses at most."""
+BUDGET = 2048
+WHOLE_TEXT = 1 << 20
+"""No limit on tokens: what was said is scored as a whole."""
+WHOLE, PART = "evaluation.json", "raw.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One held-out prompt. Example: `Item(key="7", prompt=(Message(role="user", content="Is the kettle on?"),))`."""
+
+    key: str
+    prompt: Messages
+    tags: Mapping[str, str]
+    """Further columns of its row, for rules and for grouping."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PairItem:
+    key: str
+    pair: Preference
+
+
+def answered(
+    model: Model, items: Sequence[Item], decoding: Decoding, folder: Path, *, data: tuple[str, str], seed: int, progress: Tick
+) -> Evaluation:
+    """One answer a prompt; `data` is the name and the SHA-256 of what the items were read from."""
+    setting = Setting(
+        task="answers",
+        model=model.name,
+        weights=model.identity,
+        data=data[0],
+        data_sha256=_digest([data[1], [item.key for item in items]]),
+        template=model.chat.fingerprint,
+        decoding=asdict(decoding),
+        options={"dtype": str(model.dtype).removeprefix("torch."), "chunk": CHUNK},
+        seeds={"sample": seed},
+        code=code_version(),
+    )
+
+    def compute(chunk: Sequence[Item], number: int, tick: Tick) -> Iterable[Any]:
+        prompts = [model.chat.prompt_tokens(item.prompt) for item in chunk]
+        said = sample(
+            model.policy,
+            prompts,
+            decoding,
+            stop_ids=model.chat.stop_ids,
+            seed=counted_seed(seed, "answers", number),
+            progress=tick,
+        )
+        for completion in said:
+            yield {
+                "answer": model.chat.decode(completion.tokens).strip(),
+                "tokens": list(completion.tokens),
+                "finished": completion.stop == "end",
+            }
+
+    return _kept(setting, items, folder, compute, progress, _figures_of_answers)
+
+
+def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple[str, str]) -> Evaluation:
+    """Answers that a file holds: JSON lines of `prompt` (text, or a list of messages) or `key`, and `answer`.
+
+    Raises ValueError naming the line of a row that is broken, asked twice or not asked, and of a prompt without an answer.
+    """
+    by_prompt = {_digest(_turns(item.prompt)): item for item in items}
+    by_key = {item.key: item for item in items}
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    content = path.read_bytes()
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: is no JSON ({error}); answer files hold one JSON object a line") from error
+        answer = row.get("answer") if isinstance(row, dict) else None
+        if not isinstance(answer, str):
+            raise ValueError(f"{where}: has no text under answer")
+        prompt = row.get("prompt")
+        turns = [["user", prompt]] if isinstance(prompt, str) else [[t.get("role"), t.get("content")] for t in prompt or []]
+        item = by_key.get(str(row["key"])) if "key" in row else by_prompt.get(_digest(turns))
+        if item is None:
+            raise ValueError(f"{where}: answers a prompt that is not among the {len(items)} held-out ones; take the row out")
+        if item.key in found:
+            raise ValueError(f"{where}: answers prompt {item.key!r} again, after line {found[item.key][0]}; give one answer each")
+        found[item.key] = (number, {"answer": answer.strip(), "tokens": [], "finished": bool(row.get("finished", True))})
+    if missing := [item for item in items if item.key not in found]:
+        asked = missing[0].prompt[-1].content
+        raise ValueError(f"{path}: lacks answers to {len(missing)} of {len(items)} prompts, such as {asked[:60]!r}")
+    rows = tuple({"key": item.key, **found[item.key][1]} for item in items)
+    setting = Setting(
+        task="answers",
+        model=name,
+        weights=hashlib.sha256(content).hexdigest(),
+        data=data[0],
+        data_sha256=_digest([data[1], [item.key for item in items]]),
+        template="",
+        decoding={},
+        options={},
+        seeds={},
+        code=code_version(),
+    )
+    return Evaluation(setting=setting, rows=rows, figures=_figures_of_answers(rows))
+
+
+def scored_by_model(
+    answers: Evaluation, items: Sequence[Item], judge: Callable[[], tuple[RewardModel, ChatTokenizer]], weights: str, folder: Path,
+    progress: Tick,
+) -> Evaluation:  # fmt: skip
+    """The reward of each answer. `judge` is asked for only when something is not kept; `weights` names the reward model."""
+    setting = _of_answers(answers, "rewards", weights)
+    by_key = answers.by_key()
+
+    def compute(chunk: Sequence[Item], number: int, tick: Tick) -> Iterable[Any]:
+        model, chat = judge()
+        trees = [read_by_judge(item, by_key[item.key], chat, same=answers.setting.template == chat.fingerprint) for item in chunk]
+        for (value,) in rewards(model, trees, budget=BUDGET, progress=tick):
+            yield {"score": value}
+
+    return _kept(setting, items, folder, compute, progress, _figures_of_scores)
+
+
+def pairs_scored(
+    pairs: Sequence[Preference], judge: Callable[[], tuple[RewardModel, ChatTokenizer]], setting: Setting, folder: Path,
+    progress: Tick,
+) -> Evaluation:  # fmt: skip
+    """The rewards of both answers of held-out pairs, under `chosen` and `rejected`, in their order."""
+    items = [_PairItem(key=str(number), pair=pair) for number, pair in enumerate(pairs)]
+
+    def compute(chunk: Sequence[_PairItem], number: int, tick: Tick) -> Iterable[Any]:
+        model, chat = judge()
+        trees = []
+        for item in chunk:
+            grown = chat.tree_of_responses(item.pair.prompt, [item.pair.chosen, item.pair.rejected], max_tokens=WHOLE_TEXT)
+            if grown.tree is None:
+                raise ValueError(f"{item.pair.origin}: the reward model's tokenizer makes nothing of it ({grown.problem})")
+            trees.append(grown.tree)
+        for chosen, rejected in rewards(model, trees, budget=BUDGET, progress=tick):
+            yield {"chosen": chosen, "rejected": rejected}
+
+    return _kept(setting, items, folder, compute, progress, _figures_of_pairs)
+
+
+def divergence(
+    model: Model, reference: Model, items: Sequence[Item], max_tokens: int, folder: Path, *, data: tuple[str, str], seed: int,
+    progress: Tick,
+) -> Evaluation:  # fmt: skip
+    """KL from the reference on answers drawn at temperature 1, in nats an answer: figures k1 and k3 (Schulman 2020).
+
+    Raises ValueError where the two read prompts as other tokens, since their probabilities are then of other events.
+    """
+    if model.chat.fingerprint != reference.chat.fingerprint:
+        raise ValueError(f"{model.name} and {reference.name} have other tokenizers or templates: there is no KL between them")
+    free = Decoding(max_tokens=max_tokens, temperature=1.0)
+    setting = Setting(
+        task="divergence",
+        model=model.name,
+        weights=model.identity,
+        data=data[0],
+        data_sha256=_digest([data[1], [item.key for item in items]]),
+        template=model.chat.fingerprint,
+        decoding=asdict(free),
+        options={"reference": reference.identity, "dtype": str(model.dtype).removeprefix("torch."), "chunk": CHUNK},
+        seeds={"sample": seed},
+        code=code_version(),
+    )
+
+    def compute(chunk: Sequence[Item], number: int, tick: Tick) -> Iterable[Any]:
+        prompts = [model.chat.prompt_tokens(item.prompt) for item in chunk]
+        said = sample(
+            model.policy,
+            prompts,
+            free,
+            stop_ids=model.chat.stop_ids,
+            seed=counted_seed(seed, "divergence", number),
+            progress=tick,
+        )
+        trees = [_spoken(prompt, completion.tokens) for prompt, completion in zip(prompts, said, strict=True)]
+        k1, k3 = kl_estimates(model.policy, reference.policy, trees, budget=BUDGET)
+        yield from ({"k1": a, "k3": b} for a, b in zip(k1, k3, strict=True))
+
+    return _kept(setting, items, folder, compute, progress, _figures_of_divergence)
+
+
+def scored_by_rule(answers: Evaluation, items: Sequence[Item], rule: str) -> Evaluation:
+    """The score of each answer by a rule of `RULES`."""
+    if rule not in RULES:
+        raise ValueError(f"judge={rule}: there is no such rule; choose of {', '.join(RULES)}, or name a reward_model")
+    by_key = answers.by_key()
+    rows = tuple({"key": item.key, "score": RULES[rule](item, by_key[item.key])} for item in items)
+    return Evaluation(setting=_of_answers(answers, f"rule {rule}", ""), rows=rows, figures=_figures_of_scores(rows))
+
+
+def _finished(item: Item, row: Mapping[str, Any]) -> float:
+    return float(row["finished"])
+
+
+def _shorter(item: Item, row: Mapping[str, Any]) -> float:
+    return -float(len(row["answer"]))
+
+
+def _unrepeated(item: Item, row: Mapping[str, Any]) -> float:
+    words = row["answer"].lower().split()
+    grams = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _reference(item: Item, row: Mapping[str, Any]) -> float:
+    if "answer" not in item.tags:
+        raise ValueError(f"judge=reference: the row of prompt {item.key!r} has no column answer to look for")
+    return float(" ".join(item.tags["answer"].lower().split()) in " ".join(row["answer"].lower().split()))
+
+
+RULES: Mapping[str, Callable[[Item, Mapping[str, Any]], float]] = {
+    "finished": _finished,
+    "shorter": _shorter,
+    "unrepeated": _unrepeated,
+    "reference": _reference,
+}
+"""What `judge=` can name: answers that end by themselves, are short, repeat few word triples, or hold the row's own answer."""
+
+
+def _kept(
+    setting: Setting,
+    items: Sequence[Any],
+    folder: Path,
+    compute: Callable[[Any, int, Tick], Iterable[Any]],
+    progress: Tick,
+    figures: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+) -> Evaluation:
+    """The record, from its folder where it is whole, else made chunk by chunk."""
+    home = folder / f"{setting.task}-{setting.identity()[:16]}"
+    make_folder(home)
+    lock = RunLock.acquire(home)
+    try:
+        if (home / WHOLE).is_file():
+            return read_evaluation(home / WHOLE)
+        values = in_chunks(items, CHUNK, home / PART, compute, progress)
+        rows = tuple({"key": item.key, **values[item.key]} for item in items)
+        evaluation = Evaluation(setting=setting, rows=rows, figures=figures(rows))
+        write_evaluation(home / WHOLE, evaluation)
+        return evaluation
+    finally:
+        lock.release()
+
+
+def _figures_of_answers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "finished": wilson(sum(row["finished"] for row in rows), len(rows)),
+        "characters": bootstrap_mean([float(len(row["answer"])) for row in rows], seed=0),
+    }
+
+
+def _figures_of_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"score": bootstrap_mean([row["score"] for row in rows], seed=0)}
+
+
+def _figures_of_pairs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    right = [(row["chosen"] > row["rejected"]) + 0.5 * (row["chosen"] == row["rejected"]) for row in rows]
+    return {"accuracy": win_rate(right)}
+
+
+def _figures_of_divergence(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: bootstrap_mean([row[name] for row in rows], seed=0) for name in ("k1", "k3")}
+
+
+def _of_answers(answers: Evaluation, task: str, weights: str) -> Setting:
+    own = answers.setting
+    return Setting(
+        task=task.replace(" ", "-"),
+        model=own.model,
+        weights=weights,
+        data=own.data,
+        data_sha256=own.data_sha256,
+        template=own.template,
+        decoding={},
+        options={"answers": _digest([dict(row) for row in answers.rows]), "answered_by": own.weights},
+        seeds={},
+        code=code_version(),
+    )
+
+
+def read_by_judge(item: Item, row: Mapping[str, Any], chat: ChatTokenizer, *, same: bool) -> Tree:
+    """What the reward model reads: the very tokens where the tokenizers are the same; a cut answer gets no end in any case."""
+    if same and row["tokens"]:
+        return _spoken(chat.prompt_tokens(item.prompt), tuple(row["tokens"]))
+    encoded = chat.tree_of_responses(item.prompt, [row["answer"]], max_tokens=WHOLE_TEXT, finished=row["finished"], sampled=True)
+    if encoded.tree is None:
+        raise ValueError(f"prompt {item.key!r}: the reward model's tokenizer makes nothing of it ({encoded.problem})")
+    return encoded.tree
+
+
+def _spoken(prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Tree:
+    return Tree(trunk=prompt, branches=(Branch(tokens=tokens, scored=(True,) * len(tokens)),))
+
+
+def _turns(prompt: Messages) -> list[list[str]]:
+    return [[message.role, message.content] for message in prompt]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(to_json(value)).hexdigest()

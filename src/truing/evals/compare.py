@@ -1,0 +1,157 @@
+"""Two or more models on the same prompts: every figure with its interval, and what may be said in words.
+
+It reads answers and scores (`truing.evals.answers`) and computes; it loads no model. The first model is what the others are held
+against. What it gives is plain JSON, which `truing.evals.html` draws and `truing.evals.compare_text` prints.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from truing.evals.diversity import self_bleu
+from truing.evals.length_controlled import length_adjusted
+from truing.evals.ratings import Battle, bradley_terry, style_of
+from truing.evals.result import Evaluation, same_items
+from truing.evals.reward_models import RewardModelReport
+from truing.evals.sequential import verdict
+from truing.evals.winrate import matrix, outcomes
+from truing.statistics import Estimate, bootstrap_mean, distinct_n, mean_and_deviation, paired_difference, wilson
+
+EXAMPLES = 6
+SELF_BLEU_TEXTS = 200
+"""Answers that self-BLEU is taken of, the first so many: it is only comparable at equal numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One model's answers and their scores, on the same prompts as the others'."""
+
+    answers: Evaluation
+    scores: Evaluation
+    kl: Evaluation | None = None
+    """KL from the reference in nats an answer, by k1 and by k3 (figures); None where it was not asked for."""
+
+
+def compare(
+    contenders: Mapping[str, Contender],
+    prompts: Mapping[str, str],
+    *,
+    judge: str,
+    seed: int,
+    reward_model: RewardModelReport | None = None,
+    draws: int = 2000,
+) -> dict[str, Any]:
+    """All figures as JSON; `prompts` is what was asked, by key, and `judge` who gave the scores, in words.
+
+    Raises ValueError where models did not answer or score the very same prompts.
+    """
+    if not contenders:
+        raise ValueError("there are no models to compare")
+    keys = same_items(
+        {name: of.answers for name, of in contenders.items()}
+        | {f"the scores of {name}": of.scores for name, of in contenders.items()}
+    )
+    names = list(contenders)
+    answers = {name: _column(of.answers, keys, "answer") for name, of in contenders.items()}
+    scores = {name: _column(of.scores, keys, "score") for name, of in contenders.items()}
+    base = names[0]
+    found: dict[str, Any] = {
+        "names": names,
+        "judge": judge,
+        "prompts": len(keys),
+        "models": {name: _model(of, answers[name], scores[name], keys, seed) for name, of in contenders.items()},
+        "against": {name: _against(answers, scores, name, base, seed, draws) for name in names[1:]},
+        "matrix": {a: {b: asdict(rate) for b, rate in row.items()} for a, row in matrix(scores, seed=seed).rates.items()},
+        "settings": {name: asdict(of.answers.setting) for name, of in contenders.items()},
+        "rows": [
+            {
+                "key": key,
+                "prompt": prompts[key],
+                "answers": {name: answers[name][i] for name in names},
+                "scores": {name: scores[name][i] for name in names},
+            }
+            for i, key in enumerate(keys)
+        ],
+    }
+    found["examples"] = _examples(scores, names)
+    if len(names) > 2:
+        found["ratings"] = _ratings(answers, scores, keys, seed)
+    if reward_model is not None:
+        found["reward_model"] = asdict(reward_model)
+    return found
+
+
+def _column(evaluation: Evaluation, keys: Sequence[str], name: str) -> list[Any]:
+    rows = evaluation.by_key()
+    return [rows[key][name] for key in keys]
+
+
+def _model(of: Contender, answers: Sequence[str], scores: Sequence[float], keys: Sequence[str], seed: int) -> dict[str, Any]:
+    said = list(answers[:SELF_BLEU_TEXTS])
+    figures: dict[str, Any] = {
+        "score": asdict(bootstrap_mean(scores, seed=seed)),
+        "score_deviation": mean_and_deviation(scores)[1],
+        "characters": asdict(bootstrap_mean([float(len(text)) for text in answers], seed=seed)),
+        "finished": asdict(wilson(sum(_column(of.answers, keys, "finished")), len(keys))),
+        "distinct_1": distinct_n(answers, 1),
+        "distinct_2": distinct_n(answers, 2),
+        "self_bleu": self_bleu(said) if len(said) > 1 else None,
+    }
+    if of.kl is not None:
+        figures["kl"] = {k: asdict(figure) for k, figure in of.kl.figures.items()}
+    return figures
+
+
+def _against(
+    answers: Mapping[str, Sequence[str]], scores: Mapping[str, Sequence[float]], name: str, base: str, seed: int, draws: int
+) -> dict[str, Any]:
+    """One model against the first: win rate, at equal lengths too, paired differences, and the verdict."""
+    won = outcomes(scores[name], scores[base])
+    lengths = [[float(len(text)) for text in answers[who]] for who in (base, name)]
+    adjusted = length_adjusted(won, *lengths, seed=seed, draws=draws)
+    varied = any(a != b for a, b in zip(*lengths, strict=True))
+    over_even = [outcome - 0.5 for outcome in won]
+    rate = matrix({name: scores[name], base: scores[base]}, seed=seed).rates[name][base]
+    gain = Estimate(value=rate.value - 0.5, low=rate.low - 0.5, high=rate.high - 0.5, n=rate.n, method=rate.method)
+    explained = rate.value - adjusted.controlled.value if varied else None
+    return {
+        "win_rate": asdict(rate),
+        "wins": sum(outcome == 1 for outcome in won),
+        "ties": sum(outcome == 0.5 for outcome in won),
+        "losses": sum(outcome == 0 for outcome in won),
+        "length_adjusted_win_rate": asdict(adjusted.controlled) if varied else None,
+        "score_difference": asdict(paired_difference(scores[name], scores[base], seed=seed)),
+        "length_difference": asdict(paired_difference(lengths[1], lengths[0], seed=seed)),
+        "words": verdict(gain, over_even, explained_by_length=explained),
+    }
+
+
+def _ratings(
+    answers: Mapping[str, Sequence[str]], scores: Mapping[str, Sequence[float]], keys: Sequence[str], seed: int
+) -> dict[str, Any]:
+    styles = {name: [style_of(text) for text in texts] for name, texts in answers.items()}
+    battles = [
+        Battle(a=a, b=b, outcome=won, prompt=key, style_a=styles[a][i], style_b=styles[b][i])
+        for a, b in combinations(answers, 2)
+        for i, (key, won) in enumerate(zip(keys, outcomes(scores[a], scores[b]), strict=True))
+    ]
+    found = {}
+    for title, control in (("plain", False), ("style_controlled", True)):
+        rated = bradley_terry(battles, control_style=control, seed=seed, draws=300)
+        found[title] = {
+            "ratings": {name: asdict(rating) for name, rating in rated.ratings.items()},
+            "style": dict(rated.style),
+            "unbeaten": rated.unbeaten,
+        }
+    return found
+
+
+def _examples(scores: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[int]:
+    """Rows to look at: evenly over the order of the last model's gain, so that losses are seen as well as wins."""
+    gain = np.array(scores[names[-1]]) - np.array(scores[names[0]])
+    order = np.argsort(gain, kind="stable")
+    places = np.unique(np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int))
+    return [int(order[place]) for place in places]

@@ -1,0 +1,149 @@
+"""A comparison as one HTML page that needs nothing else: no script, no font, no network. Every text in it is escaped."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from truing.evals.compare_text import AGAINST_ROWS, MODEL_ROWS, number, percent, words
+from truing.evals.plots import Series, heat, reliability, scatter
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c1c1e;background:#fff}
+h1{font-size:1.5rem}
+h2{font-size:1.1rem;margin-top:2.2rem}
+table{border-collapse:collapse;margin:.8rem 0;font-size:.9rem}
+td,th{border-bottom:1px solid #ddd;padding:.3rem .7rem;text-align:right;vertical-align:top}
+td:first-child,th:first-child,table.answers td{text-align:left}
+table.answers td{white-space:pre-wrap;max-width:24rem;overflow-wrap:anywhere}
+p.said{background:#f3f5f8;border-left:4px solid #2f6fb2;padding:.7rem 1rem;white-space:pre-wrap}
+small,figcaption{color:#5b5b60}
+figure{margin:0;display:inline-block;vertical-align:top;margin-right:1.5rem}
+svg text{font:11px system-ui,sans-serif}
+"""
+SHOWN_ROWS = 2000
+"""Points of a scatter plot; more would only be ink."""
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole page."""
+    names = list(found["models"])
+    parts = [
+        f"<h1>{_text(' against '.join(reversed(names)))}</h1>",
+        f'<p class="said">{_text(words(found))}</p>',
+        _figures(found, names),
+        "<h2>Win rates</h2>",
+        _figure(
+            heat(names, found["matrix"]),
+            "How often the row's model is preferred to the column's, in percent, ties half; the interval is in the tooltip.",
+        ),
+        "<h2>Length against score</h2>",
+        _figure(
+            _length_plot(found, names),
+            "One point an answer. A slope means that the judge goes by length, or that good answers are long.",
+        ),
+    ]
+    if "reward_model" in found:
+        parts += _reward_model(found["reward_model"])
+    parts += ["<h2>Answers</h2>", _answers(found, names), "<h2>How it was measured</h2>", _settings(found, names)]
+    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    title = f"<title>{_text(', '.join(names))}</title>"
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8">{policy}{title}<style>{STYLE}</style></head>'
+    return f"{head}<body>{''.join(parts)}</body></html>\n"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _table(rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    first, *rest = list(rows)
+    head = "".join(f"<th>{_text(cell)}</th>" for cell in first)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rest)
+    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _figures(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    models, against = found["models"], found["against"]
+    rows: list[list[str]] = [[f"{found['prompts']} prompts", *names]]
+    rows += [[title, *(cell(models[name]) for name in names)] for title, cell in MODEL_ROWS]
+    rows += [[title, "", *(cell(against[name]) for name in names[1:])] for title, cell in AGAINST_ROWS]
+    if any("kl" in figures for figures in models.values()):
+        rows += [
+            [f"KL from the reference, {k}", *(number(models[n]["kl"][k], 2) if "kl" in models[n] else "-" for n in names)]
+            for k in ("k1", "k3")
+        ]
+    if "ratings" in found:
+        for title, kind in (("rating (Bradley-Terry)", "plain"), ("rating at equal style", "style_controlled")):
+            rated = found["ratings"][kind]["ratings"]
+            rows.append([title, *(number(rated[name], 0) for name in names)])
+    note = (
+        f"Scores by {found['judge']}. Brackets are 95% intervals over prompts. * Fitted without instruction difficulties: not"
+        " comparable with the AlpacaEval leaderboard."
+    )
+    return f"<h2>Figures</h2>{_table(rows)}<small>{_text(note)}</small>"
+
+
+def _length_plot(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    rows = found["rows"][:: max(1, len(found["rows"]) * len(names) // SHOWN_ROWS)]
+    series = [
+        Series(name=name, points=tuple((float(len(row["answers"][name])), float(row["scores"][name])) for row in rows))
+        for name in names
+    ]
+    return scatter(series, "characters", "score")
+
+
+def _reward_model(report: Mapping[str, Any]) -> list[str]:
+    calibration = report["calibration"]
+    curve = [(point["said"], point["right"], point["n"]) for point in calibration["curve"]]
+    rows = [["pairs", "accuracy", "n"]]
+    rows += [[name, percent(accuracy), str(accuracy["n"])] for name, accuracy in report["accuracy"].items()]
+    parts = [
+        "<h2>The reward model on held-out pairs</h2>",
+        _table(rows),
+        _figure(
+            reliability(curve),
+            f"What it says and how often it is right. Calibration error {calibration['ece']:.3f}"
+            f" ({calibration['ece_by_chance']:.3f} by chance), Brier {number(calibration['brier'], 3)}.",
+        ),
+    ]
+    confounds = report["confounds"]
+    if confounds is not None and confounds["prefers_more"]:
+        more = [["prefers the answer with more", "the model", "people", "correlation with the score"]]
+        more += [
+            [
+                name,
+                percent(rate),
+                percent(confounds["people_prefer_more"][name]),
+                number(confounds["correlation"][name], 2) if name in confounds["correlation"] else "-",
+            ]
+            for name, rate in confounds["prefers_more"].items()
+        ]
+        parts.append(_table(more))
+    return parts
+
+
+def _answers(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    rows: list[list[str]] = [["prompt", *names]]
+    for place in found["examples"]:
+        row = found["rows"][place]
+        rows.append([row["prompt"], *(f"{row['answers'][name] or '(nothing)'}\n\n[{row['scores'][name]:+.2f}]" for name in names)])
+    note = "Evenly over the order from the last model's worst to its best gain over the first; the score is in brackets."
+    return f"{_table(rows, 'answers')}<small>{_text(note)}</small>"
+
+
+def _settings(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    keys = ("model", "weights", "data", "data_sha256", "template", "decoding", "options", "seeds", "code")
+    rows: list[list[str]] = [["", *names]]
+    rows += [[key, *(_short(found["settings"][name][key]) for name in names)] for key in keys]
+    return _table(rows)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items()) or "-"
+    said = str(value)
+    return said[:12] if len(said) == 64 and all(c in "0123456789abcdef" for c in said) else said or "-"

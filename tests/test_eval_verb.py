@@ -1,0 +1,290 @@
+"""`truing eval` on runs: one command, kept answers, a page without network, and wrong input named with its place."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from truing import cli
+from truing.config import load
+from truing.data.chat import ChatTokenizer
+from truing.evals import answers as answers_module
+from truing.evals.compare import Contender, compare
+from truing.evals.html import page
+from truing.evals.result import Evaluation, Setting
+from truing.recipes import align, commands
+from truing.recipes import compare as recipe
+from truing.recipes.compare import settings_of
+from truing.records import Message
+
+PROMPTS = [f"What is {i} plus {i}?" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, pairs_file: Path) -> Path:
+    """What `truing align` leaves behind, of the tiny model."""
+    folder = tmp_path_factory.mktemp("aligned") / "run"
+    settings = {
+        "model": tiny_model_folder, "run": folder, "dtype": "fp32", "lora": "null", "data.path": pairs_file,
+        "data.held_out_by": "null", "data.held_out": "[]", "data.held_out_share": 0.4,
+        "kl_prompts": 2, "evaluate_rows": 2, "answers.max_tokens": 4,
+        "sft.lr": 3e-3, "preference.lr": 3e-3,
+    }  # fmt: skip
+    loaded = load(align.Config, overrides=[f"{key}={value}" for key, value in settings.items()])
+    return align.run(loaded.value, loaded.resolved, ())
+
+
+class Verb:
+    """Runs `truing eval` in this process."""
+
+    def __init__(self, capsys, monkeypatch) -> None:
+        self.capsys, self.monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *argv: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["truing", "eval", *map(str, argv)])
+        self.capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = self.capsys.readouterr()
+        return code, said.out, said.err
+
+
+@pytest.fixture
+def verb(capsys, monkeypatch) -> Verb:
+    return Verb(capsys, monkeypatch)
+
+
+def quick(base: object, tuned: object, out: Path) -> list[str]:
+    return [f"base={base}", f"tuned={tuned}", f"out={out}", "answers.max_tokens=6", "answers.temperature=1", "dtype=fp32"]
+
+
+def test_one_command_on_the_runs_of_align(verb, runs: Path, tiny_model_folder: Path, tmp_path: Path):
+    code, said, _ = verb(*quick(tiny_model_folder, runs, tmp_path), f"more={runs / 'sft'}")
+    assert code == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["names"] == ["base", "tuned", "more"]
+    assert found["judge"] == f"the reward model {runs / 'reward_model'}"
+    assert f"{found['prompts']} prompts" in said
+    assert re.search(r"tuned against base, by the reward model .*(better|worse|cannot tell)", said)
+    assert found["against"]["tuned"]["win_rate"]["n"] == found["prompts"] == len(found["rows"])
+    assert found["reward_model"]["accuracy"]["all"]["n"] == found["prompts"]
+    assert set(found["ratings"]["plain"]["ratings"]) == {"base", "tuned", "more"}
+
+
+def test_the_same_again_computes_nothing_and_writes_the_same_bytes(verb, runs, tiny_model_folder, tmp_path, monkeypatch):
+    verb(*quick(tiny_model_folder, runs, tmp_path))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"}
+
+    def never(*_args, **_options):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(answers_module, "sample", never)
+    assert verb(*quick(tiny_model_folder, runs, tmp_path))[0] == 0
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != "lock"} == before
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(verb, runs, tiny_model_folder, tmp_path, monkeypatch):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    arguments = [f"prompts={prompts}", f"reward_model={runs / 'reward_model'}"]
+    monkeypatch.setattr(answers_module, "CHUNK", 8)
+    verb(*quick(tiny_model_folder, runs, tmp_path / "whole"), *arguments)
+    real, asked = answers_module.sample, []
+
+    def killed(policy, chunk, *rest, **options):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(chunk))
+        return real(policy, chunk, *rest, **options)
+
+    monkeypatch.setattr(answers_module, "sample", killed)
+    with pytest.raises(KeyboardInterrupt):
+        commands.evaluate([*quick(tiny_model_folder, runs, tmp_path / "broken"), *arguments], (), as_json=False)
+    monkeypatch.setattr(answers_module, "sample", lambda *a, **k: asked.append(len(a[1])) or real(*a, **k))
+    assert verb(*quick(tiny_model_folder, runs, tmp_path / "broken"), *arguments)[0] == 0
+    assert sum(asked) == 2 * len(PROMPTS), "each prompt is asked once of each model"
+    one, two = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("whole", "broken"))
+    assert one == two
+
+
+def test_files_of_answers_by_a_rule(verb, tmp_path: Path):
+    good, poor = tmp_path / "good.jsonl", tmp_path / "poor.jsonl"
+    for path, right in ((good, 40), (poor, 8)):
+        rows = [{"prompt": text, "answer": f"It is {2 * i if i < right else 'unknown'}."} for i, text in enumerate(PROMPTS)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    read_only = tmp_path / "asked.csv"
+    read_only.write_text(
+        "prompt,chosen,rejected,answer\n" + "".join(f"{t},yes {i},no {i},is {2 * i}.\n" for i, t in enumerate(PROMPTS))
+    )
+    code, said, error = verb(f"poor={poor}", f"good={good}", f"prompts={read_only}", "judge=reference", f"out={tmp_path / 'out'}")
+    assert code == 0, error
+    # 8 ties, 32 wins: (32 + 4) / 40.
+    assert "good against poor, by the rule reference: better by 40.0 points" in said
+    assert "32 wins, 8 ties, 0 losses" in said
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda rows: rows[:-1], "answers.jsonl: lacks answers to 1 of 3 prompts, such as 'Third?'"),
+        (lambda rows: [*rows, rows[0]], "answers.jsonl:4: answers prompt '.{16}' again, after line 1"),
+        (
+            lambda rows: [*rows, '{"prompt": "Fourth?", "answer": "No."}'],
+            "answers.jsonl:4: answers a prompt that is not among the 3",
+        ),
+        (lambda rows: [rows[0], '{"prompt": "Second?"', rows[2]], "answers.jsonl:2: is no JSON"),
+        (lambda rows: [rows[0], '{"prompt": "Second?", "answer": null}', rows[2]], "answers.jsonl:2: has no text under answer"),
+    ],
+)
+def test_broken_answer_files_are_named(verb, tmp_path: Path, spoil, expected):
+    prompts, path = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("First?", "Second?", "Third?")))
+    rows = [json.dumps({"prompt": text, "answer": "Yes."}) for text in ("First?", "Second?", "Third?")]
+    whole = tmp_path / "whole.jsonl"
+    whole.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join(spoil(rows)) + "\n")
+    code, _, error = verb(f"base={whole}", f"tuned={path}", f"prompts={prompts}", "judge=shorter", f"out={tmp_path / 'out'}")
+    assert code == 2
+    assert re.search(expected, error), error
+
+
+def test_wrong_use_is_one_block_with_a_remedy(verb, runs: Path, tiny_model_folder: Path, tmp_path: Path):
+    tiny, sft, twice = f"base={tiny_model_folder}", f"tuned={runs / 'sft'}", tmp_path / "twice.jsonl"
+    twice.write_text('{"prompt": "One?"}\n{"prompt": "Two?"}\n{"prompt": "One?"}\n')
+    for arguments, expected in (
+        ([tiny], "name two models or more"),
+        ([tiny, f"tuned={tiny_model_folder}"], "which prompts\\?"),
+        (
+            [f"base={tiny_model_folder}", f"tuned={tiny_model_folder}", f"prompts={twice}", "judge=shorter"],
+            "twice.jsonl:3: asks the same as",
+        ),
+        (
+            [tiny, sft, "promts=x.jsonl"],
+            "there is no setting promts; did you mean prompts",
+        ),
+        ([tiny, sft, "judge=nicer"], "judge"),
+        ([str(tiny_model_folder)], "give the model a name"),
+        ([tiny, sft, f"reward_model={runs / 'sft'}"], "holds no reward model"),
+    ):
+        code, _, error = verb(*arguments, f"out={tmp_path / 'out'}")
+        assert (code, error.count("error: ")) == (2, 1), error
+        assert "Traceback" not in error
+        assert re.search(expected, error), error
+
+
+def test_the_divergence_of_the_reference_from_itself_is_zero_and_of_a_tuned_model_is_not(verb, runs, tiny_model_folder, tmp_path):
+    arguments = [*quick(tiny_model_folder, runs, tmp_path), f"reference={tiny_model_folder}", "kl_prompts=6"]
+    assert verb(*arguments)[0] == 0
+    models = json.loads((tmp_path / "comparison.json").read_text())["models"]
+    assert models["base"]["kl"]["k1"]["value"] == pytest.approx(0, abs=1e-4)
+    assert models["tuned"]["kl"]["k3"]["value"] > 1e-3
+    assert models["tuned"]["kl"]["k3"]["n"] == 6
+
+
+def test_names_of_models_and_of_settings_are_told_apart():
+    assert settings_of(["base=a", "out=b", "answers.max_tokens=3"]) == ["models.base=a", "out=b", "answers.max_tokens=3"]
+
+
+class Tags(HTMLParser):
+    """What a browser would make of the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "onload", "onerror")]
+
+
+def contender(name: str, texts: list[str], scores: list[float], keys: list[str] | None = None) -> Contender:
+    setting = Setting(
+        task="answers", model=name, weights="", data="", data_sha256="", template="", decoding={}, options={}, seeds={}, code={}
+    )  # fmt: skip
+    keys = keys or [str(i) for i in range(len(texts))]
+    rows = [{"key": key, "answer": text, "finished": True} for key, text in zip(keys, texts, strict=True)]
+    scored = [{"key": key, "score": score} for key, score in zip(keys, scores, strict=True)]
+    return Contender(
+        answers=Evaluation(setting=setting, rows=tuple(rows), figures={}),
+        scores=Evaluation(setting=setting, rows=tuple(scored), figures={}),
+    )
+
+
+def test_the_page_escapes_every_text_and_fetches_nothing():
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+    texts = [f"{evil} {i}" for i in range(8)]
+    found = compare(
+        {evil: contender(evil, texts, [0.0] * 8), "b": contender("b", texts[::-1], [float(i) for i in range(8)])},
+        {str(i): f"{evil} prompt {i}" for i in range(8)},
+        judge=evil,
+        seed=0,
+        draws=100,
+    )
+    text = page(found)
+    parser = Tags()
+    parser.feed(text)
+    assert not {"script", "img", "iframe", "link", "object", "embed"} & set(parser.tags)
+    assert parser.links == []
+    assert parser.tags.count("svg") == 2
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "default-src 'none'" in text
+    assert "&lt;script&gt;" in text
+
+
+def test_models_on_other_prompts_are_not_compared():
+    one = contender("a", ["x", "y"], [0.0, 1.0])
+    other = contender("b", ["x", "y"], [0.0, 1.0], keys=["0", "7"])
+    with pytest.raises(ValueError, match="b has no answer to '1', which a has"):
+        compare({"a": one, "b": other}, {}, judge="", seed=0)
+    with pytest.raises(ValueError, match=r"row 1 \('0'\): score is not finite"):
+        contender("c", ["x"], [float("nan")])
+
+
+def test_order_of_rows_does_not_matter():
+    texts, scores = [f"answer {i}" for i in range(12)], [float(i % 5) for i in range(12)]
+    keys = [str(i) for i in range(12)]
+    base = contender("a", texts, [2.0] * 12)
+    prompts = dict.fromkeys(keys, "?")
+    one = compare({"a": base, "b": contender("b", texts, scores)}, prompts, judge="", seed=0, draws=100)
+    two = compare({"a": base, "b": contender("b", texts[::-1], scores[::-1], keys[::-1])}, prompts, judge="", seed=0, draws=100)
+    assert one["against"] == two["against"]
+    assert one["against"]["b"]["win_rate"]["value"] == sum((s > 2) + 0.5 * (s == 2) for s in scores) / 12
+
+
+def test_the_stage_that_align_leaves_is_what_its_folder_stands_for(runs: Path):
+    assert recipe.stage_of(str(runs)) == str(runs / "preference")
+    assert recipe.stage_of(str(runs / "sft")) == str(runs / "sft")
+
+
+def test_a_damaged_record_is_named(verb, runs: Path, tiny_model_folder: Path, tmp_path: Path):
+    verb(*quick(tiny_model_folder, runs, tmp_path))
+    (record, *_) = sorted((tmp_path / "kept").glob("answers-*/evaluation.json"))
+    raw = json.loads(record.read_text())
+    raw["rows"].append(raw["rows"][0])
+    record.write_text(json.dumps(raw))
+    code, _, error = verb(*quick(tiny_model_folder, runs, tmp_path))
+    assert code == 2
+    assert f"{record}: " in error
+    assert "same key" in error
+    shutil.rmtree(record.parent)
+    assert verb(*quick(tiny_model_folder, runs, tmp_path))[0] == 0
+
+
+def test_trap_07_the_judge_reads_the_very_tokens_and_a_cut_answer_gets_no_end(tiny_tokenizer):
+    chat = ChatTokenizer.of(tiny_tokenizer)
+    item = answers_module.Item(key="1", prompt=(Message(role="user", content="Is the kettle on?"),), tags={})
+    whole = {"answer": "Yes", "tokens": [90, 91], "finished": True}
+    kept = answers_module.read_by_judge(item, whole, chat, same=True)
+    assert kept.branches[0].tokens == (90, 91)
+    assert kept.trunk == chat.prompt_tokens(item.prompt)
+    again = answers_module.read_by_judge(item, whole, chat, same=False).branches[0].tokens
+    cut = answers_module.read_by_judge(item, {**whole, "finished": False}, chat, same=False).branches[0].tokens
+    assert again == (*cut, chat.end_id)
