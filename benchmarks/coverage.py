@@ -145,11 +145,12 @@ def length_adjusted_rate(generator: np.random.Generator, seed: int) -> tuple[Est
 def rating(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
     """Bradley-Terry of four models, all pairs on 60 prompts."""
     strength = np.array([0.0, 0.4, 0.8, 1.2])
+    chance = sigmoid(strength[:, None] - strength)
     battles = []
     for prompt in range(60):
         for a in range(4):
             for b in range(a + 1, 4):
-                won = generator.random() < sigmoid(strength[a] - strength[b])
+                won = generator.random() < chance[a, b]
                 battles.append(Battle(a=f"m{a}", b=f"m{b}", outcome=float(won), prompt=prompt))
     found = bradley_terry(battles, seed=seed, draws=400)
     return found.ratings["m3"], 1000 + SCALE * float(strength[3] - strength.mean())

@@ -115,25 +115,24 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(verb, runs, tiny_model_fo
 
 
 def test_files_of_answers_by_a_rule(verb, tmp_path: Path):
-    good, poor = tmp_path / "good.jsonl", tmp_path / "poor.jsonl"
+    good, poor, prompts = tmp_path / "good.jsonl", tmp_path / "poor.jsonl", tmp_path / "prompts.csv"
     for path, right in ((good, 40), (poor, 8)):
         rows = [{"prompt": text, "answer": f"It is {2 * i if i < right else 'unknown'}."} for i, text in enumerate(PROMPTS)]
         path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
-    read_only = tmp_path / "asked.csv"
-    read_only.write_text(
-        "prompt,chosen,rejected,answer\n" + "".join(f"{t},yes {i},no {i},is {2 * i}.\n" for i, t in enumerate(PROMPTS))
-    )
-    code, said, error = verb(f"poor={poor}", f"good={good}", f"prompts={read_only}", "judge=reference", f"out={tmp_path / 'out'}")
+    asked = [f"{text},yes {i},no {i},{2 * i}" for i, text in enumerate(PROMPTS)]
+    prompts.write_text("\n".join(["prompt,chosen,rejected,answer", *asked]) + "\n")
+    rule = ["judge=numeric_answer", "judge.column=answer"]
+    code, said, error = verb(f"poor={poor}", f"good={good}", f"prompts={prompts}", *rule, f"out={tmp_path / 'out'}")
     assert code == 0, error
     # 8 ties, 32 wins: (32 + 4) / 40.
-    assert "good against poor, by the rule reference: better by 40.0 points" in said
+    assert "good against poor, by the rule numeric_answer: better by 40.0 points" in said
     assert "32 wins, 8 ties, 0 losses" in said
 
 
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda rows: rows[:-1], "answers.jsonl: lacks answers to 1 of 3 prompts, such as 'Third?'"),
+        (lambda rows: rows[:-1], "answers.jsonl: lacks answers to 1 of 3 prompts, such as 'Third\\?'"),
         (lambda rows: [*rows, rows[0]], "answers.jsonl:4: answers prompt '.{16}' again, after line 1"),
         (
             lambda rows: [*rows, '{"prompt": "Fourth?", "answer": "No."}'],
@@ -150,7 +149,7 @@ def test_broken_answer_files_are_named(verb, tmp_path: Path, spoil, expected):
     whole = tmp_path / "whole.jsonl"
     whole.write_text("\n".join(rows) + "\n")
     path.write_text("\n".join(spoil(rows)) + "\n")
-    code, _, error = verb(f"base={whole}", f"tuned={path}", f"prompts={prompts}", "judge=shorter", f"out={tmp_path / 'out'}")
+    code, _, error = verb(f"base={whole}", f"tuned={path}", f"prompts={prompts}", "judge=length", f"out={tmp_path / 'out'}")
     assert code == 2
     assert re.search(expected, error), error
 
@@ -162,7 +161,7 @@ def test_wrong_use_is_one_block_with_a_remedy(verb, runs: Path, tiny_model_folde
         ([tiny], "name two models or more"),
         ([tiny, f"tuned={tiny_model_folder}"], "which prompts\\?"),
         (
-            [f"base={tiny_model_folder}", f"tuned={tiny_model_folder}", f"prompts={twice}", "judge=shorter"],
+            [f"base={tiny_model_folder}", f"tuned={tiny_model_folder}", f"prompts={twice}", "judge=length"],
             "twice.jsonl:3: asks the same as",
         ),
         (

@@ -18,7 +18,8 @@ from truing.evals.result import Evaluation, Setting, code_version, read_evaluati
 from truing.evals.tasks.evaluate import Model, in_chunks
 from truing.models.heads import RewardModel
 from truing.randomness import counted_seed
-from truing.records import Messages, Preference
+from truing.records import Completion, Messages, Origin, Preference, Prompt, Rollout
+from truing.rewards.rules import Rule
 from truing.rollouts.sampler import Decoding, sample
 from truing.runs.durable import make_folder, to_json
 from truing.runs.lock import RunLock
@@ -40,7 +41,8 @@ class Item:
     key: str
     prompt: Messages
     tags: Mapping[str, str]
-    """Further columns of its row, for rules and for grouping."""
+    """Further columns of its row, for rules; `shown` is the chosen answer of a pair, the answer of a demonstration."""
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,42 +214,23 @@ def divergence(
     return _kept(setting, items, folder, compute, progress, _figures_of_divergence)
 
 
-def scored_by_rule(answers: Evaluation, items: Sequence[Item], rule: str) -> Evaluation:
-    """The score of each answer by a rule of `RULES`."""
-    if rule not in RULES:
-        raise ValueError(f"judge={rule}: there is no such rule; choose of {', '.join(RULES)}, or name a reward_model")
+def scored_by_rule(answers: Evaluation, items: Sequence[Item], rule: Rule) -> Evaluation:
+    """The score of each answer by a rule, times its weight. Raises ValueError naming the prompt of a score that is not finite."""
     by_key = answers.by_key()
-    rows = tuple({"key": item.key, "score": RULES[rule](item, by_key[item.key])} for item in items)
-    return Evaluation(setting=_of_answers(answers, f"rule {rule}", ""), rows=rows, figures=_figures_of_scores(rows))
+    rows = tuple({"key": item.key, "score": rule.weight * rule.score(_rollout(item, by_key[item.key]))} for item in items)
+    # Paths and tuples of a rule's settings as text: they only name it.
+    said = {name: str(value) for name, value in asdict(rule).items()}  # type: ignore[call-overload]
+    setting = _of_answers(answers, "rule", _digest([type(rule).__name__, said]))
+    return Evaluation(setting=setting, rows=rows, figures=_figures_of_scores(rows))
 
 
-def _finished(item: Item, row: Mapping[str, Any]) -> float:
-    return float(row["finished"])
-
-
-def _shorter(item: Item, row: Mapping[str, Any]) -> float:
-    return -float(len(row["answer"]))
-
-
-def _unrepeated(item: Item, row: Mapping[str, Any]) -> float:
-    words = row["answer"].lower().split()
-    grams = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def _reference(item: Item, row: Mapping[str, Any]) -> float:
-    if "answer" not in item.tags:
-        raise ValueError(f"judge=reference: the row of prompt {item.key!r} has no column answer to look for")
-    return float(" ".join(item.tags["answer"].lower().split()) in " ".join(row["answer"].lower().split()))
-
-
-RULES: Mapping[str, Callable[[Item, Mapping[str, Any]], float]] = {
-    "finished": _finished,
-    "shorter": _shorter,
-    "unrepeated": _unrepeated,
-    "reference": _reference,
-}
-"""What `judge=` can name: answers that end by themselves, are short, repeat few word triples, or hold the row's own answer."""
+def _rollout(item: Item, row: Mapping[str, Any]) -> Rollout:
+    return Rollout(
+        prompt=Prompt(messages=item.prompt, tags=item.tags, origin=item.origin),
+        trunk=(),
+        completion=Completion(tokens=tuple(row["tokens"]), stop="end" if row["finished"] else "length"),
+        response=row["answer"],
+    )
 
 
 def _kept(
@@ -297,7 +280,7 @@ def _figures_of_divergence(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _of_answers(answers: Evaluation, task: str, weights: str) -> Setting:
     own = answers.setting
     return Setting(
-        task=task.replace(" ", "-"),
+        task=task,
         model=own.model,
         weights=weights,
         data=own.data,

@@ -144,6 +144,6 @@ def _settings(found: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_short(item)}" for key, item in value.items()) or "-"
+        return ", ".join(f"{key} {_short(item)}" for key, item in sorted(value.items())) or "-"
     said = str(value)
     return said[:12] if len(said) == 64 and all(c in "0123456789abcdef" for c in said) else said or "-"

@@ -66,7 +66,7 @@ def reliability(curve: Sequence[tuple[float, float, int]]) -> str:
     y = _Axis(low=0.0, high=1.0, start=HEIGHT - BOTTOM, end=TOP)
     parts = [
         _axes(x, y, "chance that it gives", "share that was so"),
-        f'<line x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}" stroke="#999" stroke-dasharray="4 4"/>',
+        f'<line x1="{x(0.0)}" y1="{y(0.0)}" x2="{x(1.0)}" y2="{y(1.0)}" stroke="#999" stroke-dasharray="4 4"/>',
         f'<polyline points="{" ".join(f"{x(a)},{y(b)}" for a, b, _ in curve)}" fill="none" stroke="{COLOURS[0]}"/>',
     ]
     parts += [

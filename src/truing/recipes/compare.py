@@ -14,12 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from truing.config import load
+from truing.config import OneOf, load
 from truing.data.chat import ChatTokenizer
-from truing.data.read import read
+from truing.data.read import as_kind, read
 from truing.evals import compare_text
 from truing.evals.answers import (
-    RULES,
     Item,
     answered,
     answers_of_file,
@@ -39,13 +38,16 @@ from truing.models.load import load_tokenizer
 from truing.recipes.examples import PACKAGED, asked, examples
 from truing.recipes.fit import HEAD, MODEL, load_reward_model, model_folder, model_path, template_of
 from truing.recipes.settings import Data, device, torch_dtype
-from truing.records import Messages, Preference, Record
+from truing.records import Messages, Preference, Prompt, Record
+from truing.rewards.rules import RULES, Rule
 from truing.rollouts.sampler import Decoding
 from truing.runs.durable import make_folder, to_json, write_file
 from truing.runs.read import read_json
 from truing.runs.sinks import Sink, counted
 from truing.settings_text import ConfigError
 
+JUDGES: dict[str, type] = {name: rule for name, rule in RULES.items() if name != "python"}
+"""Name -> rule. A function of the user's own would run inside this process; score its answers elsewhere and compare the files."""
 PAGE, RESULT, REPORT, KEPT = "report.html", "comparison.json", "report.txt", "kept"
 
 
@@ -61,8 +63,8 @@ class Config:
     """Only the first so many prompts; null takes all."""
     reward_model: str | None = None
     """The run whose reward model scores the answers; null takes the one beside a model's run, as `truing align` leaves it."""
-    judge: Literal["finished", "shorter", "unrepeated", "reference"] | None = None
-    """A rule that scores instead of a reward model."""
+    judge: Annotated[Rule, OneOf(JUDGES)] | None = None
+    """A rule that scores instead of a reward model, such as judge=numeric_answer judge.column=answer."""
     out: Path = Path("runs/eval")
     """Where answers, scores and the report are kept; the same command again takes them from there."""
     answers: Decoding = field(default_factory=Decoding)
@@ -112,7 +114,7 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
     found = compare(
         contenders,
         {item.key: item.prompt[-1].content for item in held.items},
-        judge=f"the rule {config.judge}" if judge is None else f"the reward model {judge.place}",
+        judge=f"the rule {_name(config.judge)}" if judge is None else f"the reward model {judge.place}",
         seed=config.seed,
         reward_model=report,
     )
@@ -225,7 +227,7 @@ def _judge(config: Config, places: Mapping[str, str]) -> _Judge:
     found = list(dict.fromkeys(str(folder) for folder in beside if (model_path(folder) / HEAD).is_file()))
     if len(found) != 1:
         which = f"there are several: {', '.join(found)}" if found else "no run of a reward model lies beside the models"
-        raise ConfigError([f"who scores the answers? {which}; name reward_model=RUN, or judge= one of {', '.join(RULES)}"])
+        raise ConfigError([f"who scores the answers? {which}; name reward_model=RUN, or judge= one of {', '.join(JUDGES)}"])
     return _Judge(found[0], config)
 
 
@@ -248,7 +250,7 @@ def _of_file(file: str, most: int | None) -> Held:
         if key in rows:
             raise ValueError(f"{record.origin}: asks the same as {rows[key].origin}; each prompt is asked once, so take one out")
         rows[key] = record
-        items.append(Item(key=key, prompt=asked(record), tags=record.tags))
+        items.append(_item(record))
     pairs = [record for record in reading.records if isinstance(record, Preference)]
     return Held(items=items[:most], pairs=pairs[:most], file=file, sha256=reading.sha256)
 
@@ -265,9 +267,18 @@ def _of_run(run: Path, most: int | None) -> Held:
     records = [found.held_out.records[tree.key] for tree in found.held_out.trees][:most]
     items: dict[str, Item] = {}
     for record in records:
-        items.setdefault(_key(asked(record)), Item(key=_key(asked(record)), prompt=asked(record), tags=record.tags))
+        items.setdefault(_key(asked(record)), _item(record))
     pairs = [record for record in records if isinstance(record, Preference)]
     return Held(items=list(items.values()), pairs=pairs, file=data.path, sha256=found.reading.sha256)
+
+
+def _item(record: Record) -> Item:
+    (prompt,) = as_kind([record], Prompt)
+    return Item(key=_key(prompt.messages), prompt=prompt.messages, tags=prompt.tags, origin=prompt.origin)
+
+
+def _name(rule: Rule | None) -> str:
+    return next(name for name, cls in JUDGES.items() if cls is type(rule))
 
 
 def _key(prompt: Messages) -> str:
