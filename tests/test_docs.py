@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trees import random_trees, tiny_policy
+from trees import random_trees, tiny_policy, with_zero_reference
 from truing.config import describe
 from truing.data.tree import Tree, TreeBatch
 from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES, SCORE_LOSSES, TOKEN_LOSSES, FeedbackLoss
@@ -45,7 +45,7 @@ def named_in_first_column(text: str, section: str) -> list[str]:
 def logged(loss: str) -> frozenset[str]:
     """The metrics of one update."""
     policy = tiny_policy()
-    trees = [replace(tree, reference=(0.0, 0.0), desirable=(True, False)) for tree in random_trees(2)]
+    trees = [replace(tree, desirable=(True, False)) for tree in with_zero_reference(random_trees(2))]
     objectives: dict[str, AnyObjective] = {
         "preference": PairedPreference(loss=LOSSES[loss]()) if loss in PAIR_LOSSES else None,
         "feedback": judging(LOSSES[loss](), trees) if loss in FEEDBACK_LOSSES else None,
@@ -58,7 +58,7 @@ def logged(loss: str) -> frozenset[str]:
 
 def judging(loss: FeedbackLoss, trees: list[Tree]) -> UnpairedFeedback:
     objective = UnpairedFeedback(loss=loss, max_tokens=100)
-    return objective.knowing(replace(tree, reference=(0.0,)) for tree in objective.mismatched(trees).values())
+    return objective.knowing(with_zero_reference(list(objective.mismatched(trees).values())))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -206,7 +206,7 @@ def test_trap_13_the_baseline_is_the_mean_log_ratio_of_mismatches_at_least_0() -
     ((found,),) = objective.prepare(policy, [TreeBatch.of(trees)], World()).of_batches
     assert found == pytest.approx(max(0.0, mean), abs=1e-5)
     turned = objective.knowing(
-        replace(tree, reference=(2 * float(mine) - float(theirs),)) for tree, mine, theirs in zip(pairs, here, there, strict=True)
+        replace(tree, reference=((2 * mine - theirs)[None],)) for tree, mine, theirs in zip(pairs, here, there, strict=True)
     )
     ((opposite,),) = turned.prepare(policy, [TreeBatch.of(trees)], World()).of_batches
     assert {found, opposite} >= {0.0}, "of a mean and its opposite one is clamped"
@@ -216,7 +216,7 @@ def test_trap_13_the_baseline_is_the_mean_log_ratio_of_mismatches_at_least_0() -
 def test_the_mismatches_of_a_policy_with_itself_have_a_baseline_of_0() -> None:
     trees, policy = feedback_trees(6), tiny_policy()
     pairs = list(mismatched(trees, max_tokens=LONGEST).values())
-    known = {tree_key(tree): (tree.reference or ())[0] for tree in with_reference(policy, pairs, [pairs])}
+    known = {tree_key(tree): tree.reference_sums()[0] for tree in with_reference(policy, pairs, [pairs])}
     assert mismatched_kl(policy, [TreeBatch.of(trees)], World(), reference=known, max_tokens=LONGEST) == 0.0
 
 
@@ -266,7 +266,8 @@ def counterparts_of(wanted: list[float], other: list[float]) -> list[list[tuple[
     """Per response (the desirable ones first) its counterparts' log-ratios and weights."""
     values = [*wanted, *other]
     trees = [
-        Tree(trunk=(5,), branches=(branch([7]),), key=i, desirable=(i < len(wanted),), reference=(0.0,)) for i in range(len(values))
+        Tree(trunk=(5,), branches=(branch([7]),), key=i, desirable=(i < len(wanted),), reference=(torch.zeros(1),))
+        for i in range(len(values))
     ]
     (found,) = sorted_counterparts([torch.tensor(values)], [TreeBatch.of(trees)], World())
     entries = list(zip(found.response.tolist(), found.baseline.tolist(), found.weight.tolist(), strict=True))
@@ -338,7 +339,7 @@ def test_each_pair_is_held_against_the_references_margin_of_its_rank() -> None:
     policy, objective, trees = paired_method()
     with torch.no_grad():
         now = policy.response_log_probs(TreeBatch.of(trees)).view(-1, 2)
-    then = torch.tensor([tree.reference for tree in trees])
+    then = torch.tensor([tree.reference_sums() for tree in trees])
     margin, before = now[:, 0] - now[:, 1], then[:, 0] - then[:, 1]
     expected = before.sort().values[margin.argsort().argsort()]
     assert not torch.equal(expected, before)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trees import branch, gradients, random_trees, relative_gap, tiny_policy
+from trees import branch, gradients, random_trees, relative_gap, tiny_policy, with_zero_reference
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch
 from truing.losses.bradley_terry import BradleyTerry
@@ -97,7 +97,7 @@ def test_trap_08_a_metric_is_a_mean_over_pairs_not_of_means() -> None:
     policy = tiny_policy()
     with torch.no_grad():
         chosen, rejected = policy.response_log_probs(TreeBatch.of(trees)).view(-1, 2).T
-    zero = [replace(tree, reference=(0.0, 0.0)) for tree in trees]
+    zero = with_zero_reference(trees)
     right = [tree for tree, good in zip(zero, chosen > rejected, strict=True) if good]
     wrong = [tree for tree, good in zip(zero, chosen < rejected, strict=True) if good]
     metrics = learner_of(policy).update(PairedPreference(loss=DPO()), [TreeBatch.of(right[:1]), TreeBatch.of(wrong[:3])])

@@ -4,14 +4,16 @@ import copy
 import importlib.util
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from conftest import make_tiny_llama
-from trees import random_trees
+from trees import gradients, random_trees, relative_gap
+from truing.config import load
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES
 from truing.losses.bradley_terry import BradleyTerry
@@ -20,8 +22,9 @@ from truing.models.heads import RewardModel
 from truing.models.load import load_causal
 from truing.models.policy import Policy, probe
 from truing.models.reference import with_reference
-from truing.objectives import Imitation, PairedPreference, RewardRanking, SortedPreference, UnpairedFeedback
+from truing.objectives import Imitation, PairedPreference, RewardRanking, SortedPreference, UnpairedFeedback, averaged
 from truing.randomness import counted_seed
+from truing.recipes import preference
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
 
@@ -37,7 +40,9 @@ def one_file(name: str):
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent))  # as when it is run as a script
     spec.loader.exec_module(module)
+    sys.path.remove(str(path.parent))
     return module
 
 
@@ -61,10 +66,10 @@ def ours(model, objective, steps: list[list[Tree]], *, budget: int = 70) -> list
     return [learner.update(objective, [TreeBatch.of(group) for group in pack(trees, budget)]) for trees in steps]
 
 
-def same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+def same(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float = 1e-6) -> None:
     """Losses to 1e-6; the rest to 1e-5, since a summed log-probability of -100 has no more digits in fp32."""
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6, rel=1e-6)
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=tolerance, rel=tolerance)
         for key in mine.keys() & theirs.keys() - {"accuracy"}:  # ties at step 0 count half here and not at all there
             assert mine[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-5), key
 
@@ -132,6 +137,80 @@ def test_feedback_losses_equal_their_oracle_in_one_micro_batch_or_several(loss, 
     assert found[0]["loss"] == pytest.approx(0.5 if loss == "kto" else math.log(2), abs=1e-6)
     if loss == "kto":
         assert max(step["baseline"] for step in found) > 0.001
+
+
+PREFERENCE = one_file("preference")
+MILD = {"ln_dpo": {"beta": 0.5}, "alphapo": {"beta": 0.2}, "dpop": {"beta": 0.1, "penalty": 1.0}, "sppo": {"beta": 0.5}}
+"""For the losses whose own defaults multiply the rounding of summed fp32 log-probabilities beyond 1e-6."""
+
+
+def family(name: str) -> PairedPreference:
+    """What `truing train NAME` asks of a model."""
+    loss, _, divergence = name.partition(" ")
+    fields = {**({"divergence": divergence} if divergence else {}), **MILD.get(name, {})}
+    overrides = ["data.path=x", f"loss={loss}", *(f"loss.{key}={value}" for key, value in fields.items())]
+    return preference.plan(load(preference.Config, overrides=overrides).value).objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """A policy that has left its reference, so that no loss is at a kink; and the steps that it is trained on."""
+
+    policy: Policy
+    oracle: nn.Module
+    reference: nn.Module
+    steps: list[list[Tree]]
+    examples: list[list[object]]
+
+
+@pytest.fixture(scope="module")
+def apart() -> Apart:
+    reference = make_tiny_llama(seed=2, layers=1)
+    trees = random_trees(2 * STEPS, seed=9, longest=8)
+    trees = with_reference(probe(copy.deepcopy(reference)).policy, trees, [trees])
+    oracle = copy.deepcopy(reference)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(7)
+        for parameter in oracle.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    steps = [trees[2 * i : 2 * i + 2] for i in range(STEPS)]
+    examples = [[as_example(t) for t in step] for step in steps]
+    policy = probe(copy.deepcopy(oracle)).policy
+    return Apart(policy=policy, oracle=oracle, reference=reference, steps=steps, examples=examples)
+
+
+def test_every_pair_loss_has_its_oracle():
+    assert {name.partition(" ")[0] for name in PREFERENCE.LOSSES} | {"aot"} == set(PAIR_LOSSES)
+
+
+@pytest.mark.parametrize("loss", PREFERENCE.LOSSES)
+def test_losses_and_gradients_of_the_family_equal_the_oracle_for_any_split(loss, apart):
+    trees, examples = [t for step in apart.steps[:3] for t in step], [e for step in apart.examples[:3] for e in step]
+    value, numbers = PREFERENCE.loss_of(apart.oracle, apart.reference, examples, loss=loss, **MILD.get(loss, {}))
+    apart.oracle.zero_grad()
+    value.backward()
+    objective = family(loss)
+    for groups in ([trees], [trees[:2], trees[2:]]):
+        apart.policy.zero_grad()
+        parts = [objective(apart.policy, TreeBatch.of(group)) for group in groups]
+        for part in parts:
+            (part.total / len(trees)).backward()
+        found = averaged(part.metrics for part in parts)
+        assert found["loss"] == pytest.approx(value.item(), rel=1e-6, abs=1e-6)
+        for key, number in numbers.items():
+            assert found[key] == pytest.approx(number, abs=1e-5, rel=1e-6), key
+        assert relative_gap(gradients(apart.policy.model), gradients(apart.oracle)) < 1e-5
+
+
+@pytest.mark.parametrize("loss", PREFERENCE.LOSSES)
+def test_ten_steps_of_the_family_equal_the_oracle(loss, apart):
+    """One pair a micro-batch, two micro-batches a step."""
+    policy, oracle = probe(copy.deepcopy(apart.oracle)).policy, copy.deepcopy(apart.oracle)
+    found = ours(policy, family(loss), apart.steps, budget=1)
+    settings = {"loss_of": PREFERENCE.loss_of, "loss": loss, "reference": apart.reference, **MILD.get(loss, {}), **schedule(STEPS)}
+    squares = 1e-5 if loss == "sppo" else 1e-6  # of summed log-ratios: their rounding is doubled and not divided by a length
+    same(found, one_file("dpo").train(oracle, apart.examples, **settings), squares)
+    same_weights(policy, oracle, 1e-6)
 
 
 @pytest.mark.parametrize("branches", [2, 4])

@@ -48,12 +48,13 @@ def test_trap_09_no_dropout_even_after_the_model_was_put_into_training_mode() ->
 
 
 def values(policy: Policy, trees: Sequence[Tree]) -> list[float]:
+    """log pi of each scored token."""
     with torch.no_grad():
-        return policy.response_log_probs(TreeBatch.of(trees)).tolist()
+        return policy.log_probs(TreeBatch.of(trees)).tolist()
 
 
 def flat(trees: Sequence[Tree]) -> list[float]:
-    return [value for tree in trees for value in tree.reference or ()]
+    return [value for tree in trees for values in tree.reference or () for value in values.tolist()]
 
 
 def test_trap_10_the_reference_is_the_policy_in_memory_not_what_its_name_loads() -> None:

@@ -100,6 +100,7 @@ TRAPS = {
         tests=(
             "test_ppo.py::test_trap_09_first_ratio_is_1_nothing_is_clipped_and_the_kl_is_0",
             "test_losses.py::test_trap_09_policy_equal_to_reference_gives_ln_2",
+            "test_pair_losses.py::test_trap_09_every_loss_begins_at_its_own_value",
             "test_feedback.py::test_trap_09_policy_equal_to_reference_gives_the_starting_loss",
             "test_reference.py::test_trap_09_the_first_dpo_loss_is_ln_2",
             "test_reference.py::test_trap_09_no_dropout_even_after_the_model_was_put_into_training_mode",
@@ -121,10 +122,19 @@ TRAPS = {
         text="IPO sums log-probabilities where it means to average, or DPO the other way round",
         tests=(
             "test_losses.py::test_trap_11_ipo_is_a_mean_per_token_and_dpo_a_sum",
+            "test_pair_losses.py::test_trap_11_means_per_token_do_not_grow_with_length",
+            "test_pair_losses.py::test_trap_11_sums_do",
+            "test_pair_losses.py::test_trap_11_simpo_has_no_likelihood_term",
             "test_one_file.py::test_trap_11_ipo_means_and_dpo_sums",
         ),
     ),
-    12: Trap(text="ORPO's log(1 - p) overflows where p is 1", absent="ORPO is not built yet"),
+    12: Trap(
+        text="ORPO's log(1 - p) overflows where p is 1",
+        tests=(
+            "test_pair_losses.py::test_trap_12_log_of_one_minus_p_is_finite_with_a_finite_slope",
+            "test_pair_losses.py::test_trap_12_the_mean_per_token_is_what_odds_are_of",
+        ),
+    ),
     13: Trap(
         text="KTO's baseline is of one micro-batch, one rank, one class, or of answers to their own prompts",
         tests=(

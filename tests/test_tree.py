@@ -3,6 +3,7 @@
 from itertools import chain
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +14,15 @@ from truing.data.tree import Branch, Tree, TreeBatch, pack
 
 def test_a_batch_by_hand():
     """Trunk 5 6, branches 7 2 and 8; then trunk 9 with a branch whose middle token is context."""
-    first = Tree(trunk=(5, 6), branches=(branch((7, 2)), branch((8,))), reference=(-1.0, -2.0))
+    first = Tree(
+        trunk=(5, 6), branches=(branch((7, 2)), branch((8,))), reference=(torch.tensor([-0.75, -0.25]), torch.tensor([-2.0]))
+    )
     second = Tree(
-        trunk=(9,), branches=(Branch(tokens=(10, 11, 2), scored=(True, False, True)),), key=1, reference=(-3.0,), margin=0.5
+        trunk=(9,),
+        branches=(Branch(tokens=(10, 11, 2), scored=(True, False, True)),),
+        key=1,
+        reference=(torch.tensor([-1.0, -2.0]),),
+        margin=0.5,
     )
     batch = TreeBatch.of([first, second])
     assert batch.tokens.tolist() == [5, 6, 7, 2, 8, 9, 10, 11, 2]
@@ -26,6 +33,8 @@ def test_a_batch_by_hand():
     assert batch.last.tolist() == [3, 4, 8]
     assert batch.length.tolist() == [2, 1, 2]
     assert batch.tree.tolist() == [0, 0, 1]
+    assert batch.reference_tokens is not None
+    assert batch.reference_tokens.tolist() == [-0.75, -0.25, -2.0, -1.0, -2.0]
     assert batch.reference is not None
     assert batch.reference.tolist() == [-1.0, -2.0, -3.0]
     assert batch.margin is not None

@@ -30,6 +30,11 @@ def random_trees(count: int, *, branches: int = 2, seed: int = 0, longest: int =
     ]
 
 
+def with_zero_reference(trees: Sequence[Tree]) -> list[Tree]:
+    """The trees with a reference that gives every token probability 1."""
+    return [tree.with_reference(torch.zeros(sum(tree.scored))) for tree in trees]
+
+
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

@@ -26,7 +26,7 @@ import csv
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -138,6 +138,9 @@ def loss_of(
     return losses.mean(), numbers
 
 
+LossOf = Callable[..., tuple[Tensor, dict[str, float]]]
+
+
 def lr_at(step: int, *, lr: float, warmup_steps: int, total_steps: int, schedule: str) -> float:
     """Learning rate of a step counted from 0: lr (s+1)/warmup, then by p = (s-warmup)/max(1, total-warmup).
 
@@ -163,13 +166,15 @@ def train(
     max_grad_norm: float = 1.0,
     reference: nn.Module | None = None,
     show: bool = False,
+    loss_of: LossOf = loss_of,
     **method: str | float,
 ) -> list[dict[str, float]]:
     """One optimizer step per batch; each step's numbers, as they stood before its update.
 
     grad_norm is the global L2 norm before clipping; `max_grad_norm=math.inf` clips nothing. Weight decay acts on every parameter.
-    method is loss, beta, label_smoothing, as in `loss_of`. The reference is the model in memory as it is now, not whatever its name
-    would load from disk, unless one is given. So the first loss is ln 2 (dpo, cdpo, aot) or 1/(2 beta)^2 (ipo).
+    method is loss, beta, label_smoothing, as in `loss_of` above, or what another `loss_of` takes. The reference is the model in
+    memory as it is now, not whatever its name would load from disk, unless one is given. So the first loss is ln 2 (dpo, cdpo,
+    aot) or 1/(2 beta)^2 (ipo).
     """
     model.eval()  # dropout off, else policy and reference differ from the first step; gradients flow as ever
     if reference is None:
@@ -203,8 +208,8 @@ def batches_of(examples: Sequence[Example], size: int, seed: int) -> Iterator[Se
             yield order[start : start + size]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every method is told: where things are and how long to train."""
     parser.add_argument("--model", required=True, help="Hugging Face model folder")
     parser.add_argument("--data", required=True, help="CSV or JSONL file")
     parser.add_argument("--steps", type=int, default=10)
@@ -212,23 +217,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-6)
     parser.add_argument("--warmup", type=int, default=0, help="steps until the full learning rate")
     parser.add_argument("--schedule", choices=["cosine", "linear", "constant"], default="cosine")
-    parser.add_argument("--loss", choices=["dpo", "cdpo", "ipo", "aot"], default="dpo")
-    parser.add_argument("--beta", type=float, default=0.1, help="how dearly distance from the reference is paid for")
-    parser.add_argument("--label-smoothing", type=float, default=0.1, help="cdpo: share of labels thought to be wrong")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", help="folder for the trained model")
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace, loss_of: LossOf, method: dict[str, str | float]) -> None:
+    """Read, train, save."""
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(args.device)
     examples = [encode(tokenizer, row) for row in read_rows(args.data)]
     batches = batches_of(examples, args.batch, args.seed)
-    method = {"loss": args.loss, "beta": args.beta, "label_smoothing": args.label_smoothing}
     steps = {"warmup_steps": args.warmup, "total_steps": args.steps, "schedule": args.schedule}
-    train(model, batches, lr=args.lr, show=True, **steps, **method)
+    train(model, batches, lr=args.lr, show=True, loss_of=loss_of, **steps, **method)
     if args.out:
         model.save_pretrained(args.out)
         tokenizer.save_pretrained(args.out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--loss", choices=["dpo", "cdpo", "ipo", "aot"], default="dpo")
+    parser.add_argument("--beta", type=float, default=0.1, help="how dearly distance from the reference is paid for")
+    parser.add_argument("--label-smoothing", type=float, default=0.1, help="cdpo: share of labels thought to be wrong")
+    args = parser.parse_args(arguments)
+    run(args, loss_of, {"loss": args.loss, "beta": args.beta, "label_smoothing": args.label_smoothing})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Everything here is a pure function of tensors. Log-sum-exps are taken in fp32 whatever the model's dtype.
 """
 
+import math
 from typing import Any, cast
 
 import torch
@@ -57,6 +58,54 @@ def token_entropies(
 
     chunks = hidden.split(max(1, CHUNK_ELEMENTS // len(weight)))
     return torch.cat([cast(Tensor, checkpoint(of, rows, use_reentrant=False)) for rows in chunks])
+
+
+NEAREST_TO_CERTAIN = 1e-7
+"""Probabilities above 1 - 1e-7 are taken for it by `log1mexp`: fp32 cannot tell them from 1."""
+LARGEST_EXPONENT = 30.0
+"""Where `expm1_then_linear` leaves the exponential: e^30 is 1e13, whose square still fits into fp32."""
+
+
+def log1mexp(x: Float[Tensor, " value"]) -> Float[Tensor, " value"]:
+    """log(1 - exp(x)) for x <= 0, finite with a finite slope also at 0 (Maechler 2012, Accurately computing log(1 - exp(-|a|))).
+
+    Above -1e-7 the value is that at -1e-7, and so is the slope: a certain event is still pushed away from certainty.
+    """
+    x = x - (x.detach() + NEAREST_TO_CERTAIN).clamp(min=0)
+    half = -math.log(2)
+    near = x > half
+    # Each formula sees only arguments that it is good for: torch.where would pass 0 * inf = NaN back from the other one.
+    by_expm1 = torch.log(-torch.expm1(torch.where(near, x, half)))
+    by_log1p = torch.log1p(-torch.exp(torch.where(near, half, x)))
+    return torch.where(near, by_expm1, by_log1p)
+
+
+def expm1_then_linear(x: Float[Tensor, " value"]) -> Float[Tensor, " value"]:
+    """exp(x) - 1 up to x = 30 and its tangent from there on, so that neither value nor slope overflows in fp32."""
+    inside = x.clamp(max=LARGEST_EXPONENT)
+    return torch.expm1(inside) + torch.exp(inside) * (x - inside)
+
+
+@torch.no_grad()
+def token_log_collision(
+    hidden: Float[Tensor, "scored width"],
+    weight: Float[Tensor, "vocabulary width"],
+    *,
+    bias: Float[Tensor, " vocabulary"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Float[Tensor, " scored"]:
+    """log sum_v pi(v)^2 of each token's distribution, in fp32 and chunk by chunk as `token_log_probs`; no gradient.
+
+    sum_v pi(v)^2 is the chance that two draws agree, and the mean probability of a draw: 1 if certain, 1/V if uniform.
+    """
+    found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    step = max(1, CHUNK_ELEMENTS // len(weight))
+    for start in range(0, len(hidden), step):
+        rows = slice(start, start + step)
+        logits, _ = _logits(hidden[rows], weight, bias, scale, softcap)
+        found[rows] = torch.logsumexp(2 * logits, -1) - 2 * torch.logsumexp(logits, -1)
+    return found
 
 
 def token_log_probs(

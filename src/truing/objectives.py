@@ -19,7 +19,9 @@ from truing.functional import kl_k1, kl_k2, kl_k3, segment_sum
 from truing.losses import FeedbackLogps, FeedbackLoss, Pair, PairLogps, PairLoss, PolicyLoss
 from truing.losses.bradley_terry import BradleyTerry
 from truing.losses.clipped_value import ClippedValue
+from truing.losses.logps import CollisionLoss, implicit_rewards
 from truing.losses.nll import NLL
+from truing.models.collision import with_collision
 from truing.models.heads import ActorCritic, RewardModel
 from truing.models.policy import Policy
 from truing.models.reference import tree_key
@@ -148,21 +150,21 @@ class PairedPreference:
 
     def __call__(self, model: nn.Module, batch: TreeBatch, sorted_margin: Float[Tensor, " pair"] | None = None) -> LossOutput:
         assert isinstance(model, Policy)
-        sides = batch.comparisons()
-        assert len(sides.better) == len(batch.trees), "a pair has two responses"
-
-        def pair(values: Tensor) -> Pair:
-            return Pair(values[sides.better], values[sides.worse])
-
-        policy = pair(model.response_log_probs(batch))
+        reference = None
         if self.loss.needs_reference:
-            assert batch.reference is not None, "reference log-probabilities are computed before the first step"
-        reference = pair(batch.reference) if batch.reference is not None else None
-        length = pair(batch.length)
-        losses = self.loss(PairLogps(policy=policy, reference=reference, length=length, sorted_margin=sorted_margin))
-        return LossOutput(
-            total=losses.sum(), metrics={"loss": Mean.over(losses), **_pair_metrics(self.loss, policy, reference, length)}
-        )
+            reference = batch.reference_tokens
+            assert reference is not None, "reference log-probabilities are computed before the first step"
+        if isinstance(self.loss, CollisionLoss) and self.loss.needs_collision:
+            policy, collision = with_collision(model, batch)
+        else:
+            policy, collision = model.log_probs(batch), None
+        logps = replace(_pair_logps(batch, policy, reference, collision), sorted_margin=sorted_margin)
+        losses = self.loss(logps)
+        metrics = {"loss": Mean.over(losses), **_pair_metrics(self.loss, logps)}
+        if reference is not None:
+            now, before = policy.detach().double(), reference.double()
+            metrics |= {"kl_k1": Mean.over(kl_k1(now, before)), "kl_k3": Mean.over(kl_k3(now, before))}
+        return LossOutput(total=losses.sum(), metrics=metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,22 +185,53 @@ class SortedPreference:
         return PairedPreference(loss=self.loss)(model, batch, statistic)
 
 
-def _pair_metrics(loss: PairLoss, policy: Pair, reference: Pair | None, length: Pair) -> dict[str, Mean]:
-    """Implicit rewards beta log(pi / pi_ref) of both sides and what follows from them; without a reference, beta log pi."""
-    beta = float(getattr(loss, "beta", 1.0))
-    with torch.no_grad():
-        base = reference if reference is not None else Pair(torch.zeros_like(policy.chosen), torch.zeros_like(policy.rejected))
-        chosen, rejected = beta * (policy.chosen - base.chosen), beta * (policy.rejected - base.rejected)
-        return {
-            "accuracy": Mean.over((chosen > rejected).float() + 0.5 * (chosen == rejected).float()),
-            "margin": Mean.over(chosen - rejected),
-            "reward_chosen": Mean.over(chosen),
-            "reward_rejected": Mean.over(rejected),
-            "logp_chosen": Mean.over(policy.chosen),
-            "logp_rejected": Mean.over(policy.rejected),
-            "length_chosen": Mean.over(length.chosen.float()),
-            "length_rejected": Mean.over(length.rejected.float()),
-        }
+def _pair_logps(
+    batch: TreeBatch,
+    policy: Float[Tensor, " scored"],
+    reference: Float[Tensor, " scored"] | None,
+    collision: Float[Tensor, " scored"] | None,
+) -> PairLogps:
+    """Values of tokens as the sums over responses, and over the beginnings that both sides have, that losses ask for."""
+    sides = batch.comparisons()
+    assert len(sides.better) == len(batch.trees), "a pair has two responses"
+
+    def pair(values: Tensor) -> Pair:
+        return Pair(values[sides.better], values[sides.worse])
+
+    def sums(values: Tensor) -> Pair:
+        return pair(segment_sum(values, batch.response, batch.responses))
+
+    length = pair(batch.length)
+    shorter = torch.minimum(*length)
+    common = batch.length.index_put((sides.better,), shorter).index_put((sides.worse,), shorter)
+    first = batch.length.cumsum(0) - batch.length
+    place = torch.arange(len(policy), device=policy.device) - first[batch.response]
+    beyond = place >= common[batch.response]
+    return PairLogps(
+        policy=sums(policy),
+        reference=None if reference is None else sums(reference),
+        length=length,
+        policy_prefix=sums(policy.masked_fill(beyond, 0.0)),
+        reference_prefix=None if reference is None else sums(reference.masked_fill(beyond, 0.0)),
+        collision=None if collision is None else sums(collision),
+    )
+
+
+@torch.no_grad()
+def _pair_metrics(loss: PairLoss, logps: PairLogps) -> dict[str, Mean]:
+    """Implicit rewards of both sides, as the loss has them, and what follows from them; log-probabilities and lengths."""
+    reward = implicit_rewards(loss, logps)
+    difference = reward.chosen - reward.rejected
+    return {
+        "accuracy": Mean.over((difference > 0).float() + 0.5 * (difference == 0).float()),
+        "margin": Mean.over(difference),
+        "reward_chosen": Mean.over(reward.chosen),
+        "reward_rejected": Mean.over(reward.rejected),
+        "logp_chosen": Mean.over(logps.policy.chosen),
+        "logp_rejected": Mean.over(logps.policy.rejected),
+        "length_chosen": Mean.over(logps.length.chosen.float()),
+        "length_rejected": Mean.over(logps.length.rejected.float()),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +285,7 @@ class UnpairedFeedback:
 
     def knowing(self, trees: Iterable[Tree]) -> "UnpairedFeedback":
         """The objective that knows log pi_ref of these mismatched trees, which carry it."""
-        known = {tree_key(tree): tree.reference[0] for tree in trees if tree.reference is not None}
+        known = {tree_key(tree): tree.reference_sums()[0] for tree in trees}
         return replace(self, mismatched_reference=known)
 
     def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Prepared:

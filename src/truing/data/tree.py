@@ -5,11 +5,13 @@ without padding. What attention makes of the layout is `truing.models.attention`
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from truing.functional import segment_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,8 @@ class Tree:
     branches: tuple[Branch, ...]
     key: int = 0
     """Index of the record that the tree was made from, so that results find their way back."""
-    reference: tuple[float, ...] | None = None
-    """log pi_ref of each branch, summed over its scored tokens, once it has been computed (`truing.models.reference`)."""
+    reference: tuple[Tensor, ...] | None = field(default=None, compare=False)
+    """log pi_ref of the scored tokens of each branch, in fp32, once they have been computed (`truing.models.reference`)."""
     margin: float | None = None
     """How much better the first branch is than the second, where an annotator said so."""
     desirable: tuple[bool, ...] | None = None
@@ -73,6 +75,19 @@ class Tree:
     def size(self) -> int:
         """Tokens computed when the trunk is shared."""
         return len(self.trunk) + sum(len(b.tokens) for b in self.branches)
+
+    @property
+    def scored(self) -> list[int]:
+        """Scored tokens of each branch."""
+        return [sum(branch.scored) for branch in self.branches]
+
+    def with_reference(self, values: Float[Tensor, " scored"]) -> "Tree":
+        """The tree that carries log pi_ref of its scored tokens, given branch after branch."""
+        return replace(self, reference=values.split(self.scored))
+
+    def reference_sums(self) -> tuple[float, ...]:
+        """log pi_ref of each branch, summed to the very bits of `TreeBatch.reference`; empty before it has been computed."""
+        return tuple(float(segment_sum(v, torch.zeros(len(v), dtype=torch.long), 1)) for v in self.reference or ())
 
     def alone(self) -> "tuple[Tree, ...]":
         """Each branch with a trunk of its own: what the plain layout computes."""
@@ -147,8 +162,8 @@ class TreeBatch:
     """Scored tokens of each response."""
     tree: Int[Tensor, " response"]
     """Number of the tree that the response belongs to."""
-    reference: Float[Tensor, " response"] | None
-    """log pi_ref of each response's scored tokens, summed; None when the trees do not carry it."""
+    reference_tokens: Float[Tensor, " scored"] | None
+    """log pi_ref of each scored token; None when the trees do not carry it."""
     margin: Float[Tensor, " tree"] | None
     """Annotated margins; None when no tree has one."""
     desirable: Bool[Tensor, " response"] | None
@@ -159,6 +174,13 @@ class TreeBatch:
     @property
     def responses(self) -> int:
         return len(self.last)
+
+    @property
+    def reference(self) -> Float[Tensor, " response"] | None:
+        """log pi_ref of each response's scored tokens, summed; None when the trees do not carry it."""
+        if self.reference_tokens is None:
+            return None
+        return segment_sum(self.reference_tokens, self.response, self.responses)
 
     def comparisons(self) -> "Comparisons":
         """Every pair of responses of one tree in which the first stands before, and so above, the second."""
@@ -218,7 +240,7 @@ class TreeBatch:
         def whole(values: Iterable[int]) -> Tensor:
             return torch.tensor(list(values), dtype=torch.long, device=device)
 
-        references = [value for tree in trees for value in (tree.reference or ())]
+        references = [values for tree in trees for values in (tree.reference or ())]
         credits = [credit for tree in trees for credit in (tree.credit or ())]
         margins = [tree.margin for tree in trees]
         judged = [flag for tree in trees for flag in (tree.desirable or ())]
@@ -234,7 +256,7 @@ class TreeBatch:
             last=whole(last),
             length=whole(length),
             tree=whole(tree_of),
-            reference=torch.tensor(references, device=device) if references and len(references) == len(last) else None,
+            reference_tokens=torch.cat(references).to(device) if references and len(references) == len(last) else None,
             margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
             desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(last) else None,
             credit=BatchCredit.of(credits, device) if credits and len(credits) == len(last) else None,

@@ -26,6 +26,12 @@ class PairLogps:
     """Response tokens."""
     sorted_margin: Float[Tensor, " pair"] | None = None
     """The margin under the reference that has, in the whole optimizer batch, the rank of the pair's under the policy."""
+    policy_prefix: Pair | None = None
+    """log pi of the first min(|y_w|, |y_l|) tokens of each response, summed."""
+    reference_prefix: Pair | None = None
+    """The same under the reference."""
+    collision: Pair | None = None
+    """log sum_v pi(v|x, y_<t)^2, summed over response tokens, without gradient; None when the loss does not ask for it."""
 
     def log_ratios(self) -> Pair:
         """log pi(y|x) - log pi_ref(y|x) of each side."""
@@ -39,14 +45,59 @@ class PairLogps:
         assert self.reference is not None, "this loss needs a reference"
         return self.reference.chosen - self.reference.rejected
 
+    def prefix_log_ratios(self) -> Pair:
+        """log pi - log pi_ref of the first min(|y_w|, |y_l|) tokens of each side."""
+        assert self.policy_prefix is not None, "this loss needs sums over the common length"
+        assert self.reference_prefix is not None, "this loss needs a reference"
+        return Pair(
+            self.policy_prefix.chosen - self.reference_prefix.chosen, self.policy_prefix.rejected - self.reference_prefix.rejected
+        )
+
+    def per_token(self, sums: Pair) -> Pair:
+        """Sums over a response as means over its tokens."""
+        return Pair(sums.chosen / self.length.chosen, sums.rejected / self.length.rejected)
+
 
 @runtime_checkable
 class PairLoss(Protocol):
     """A loss over pairs: a frozen dataclass whose fields are its hyperparameters."""
 
-    needs_reference: ClassVar[bool]
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `PairLogps.reference` must be there. A ClassVar, unless the hyperparameters decide."""
+        ...
 
-    def __call__(self, logps: PairLogps) -> Float[Tensor, " pair"]: ...
+    def __call__(self, logps: PairLogps) -> Float[Tensor, " pair"]:
+        """The loss of each pair."""
+        ...
+
+
+@runtime_checkable
+class CollisionLoss(Protocol):
+    """A pair loss that also asks for `PairLogps.collision`, which costs a second pass of the hidden states through the head."""
+
+    @property
+    def needs_collision(self) -> bool:
+        """Whether `PairLogps.collision` must be there."""
+        ...
+
+
+@runtime_checkable
+class RewardedLoss(Protocol):
+    """A pair loss whose implicit reward is another one than beta times the summed log-ratio."""
+
+    def rewards(self, logps: PairLogps) -> Pair:
+        """The implicit reward of each response, up to a term that depends on the prompt alone."""
+        ...
+
+
+def implicit_rewards(loss: PairLoss, logps: PairLogps) -> Pair:
+    """What the loss takes for the reward of each response: its own, else beta log(pi / pi_ref), else (no reference) beta log pi."""
+    if isinstance(loss, RewardedLoss):
+        return loss.rewards(logps)
+    beta = float(getattr(loss, "beta", 1.0))
+    sums = logps.log_ratios() if loss.needs_reference else logps.policy
+    return Pair(beta * sums.chosen, beta * sums.rejected)
 
 
 @runtime_checkable

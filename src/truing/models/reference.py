@@ -1,16 +1,16 @@
-"""log pi_ref of every response, computed before the first step and kept: no second model is held while training.
+"""log pi_ref of every scored token, computed before the first step and kept: no second model is held while training.
 
 The reference is the policy as it stands in memory when training starts, with any adapter switched off. Results are stored by the
 hash of its weights and of the tokens themselves, so changed data or another model misses the store.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from truing.data.tree import Tree, TreeBatch
 from truing.memory import give_back
@@ -30,7 +30,7 @@ def with_reference(
     progress: Callable[[int, int], None] | None = None,
     world: World | None = None,
 ) -> list[Tree]:
-    """The same trees, each with its branches' log-probabilities under the reference; each rank computes its share.
+    """The same trees, each with its scored tokens' log-probabilities under the reference; each rank computes its share.
 
     `groups` says which trees share a forward pass. Given the micro-batches of the first epoch, policy and reference are rounded
     alike, so that the first loss of DPO is ln 2 to the last bit in bf16 too. `store` is a folder that keeps results between runs.
@@ -40,11 +40,11 @@ def with_reference(
     keys = {tree: tree_key(tree) for tree in trees}
     missing = [group for group in groups if any(keys[tree] not in known for tree in group)]
 
-    def computed(share: Sequence[Sequence[Tree]]) -> list[list[float]]:
+    def computed(share: Sequence[Sequence[Tree]]) -> list[Tensor]:
         found = []
         for group in share:
             with torch.no_grad(), adapter_off(policy.model):
-                found.append(policy.response_log_probs(TreeBatch.of(group, policy.device)).tolist())
+                found.append(policy.log_probs(TreeBatch.of(group, policy.device)).cpu())
             give_back()
             if progress:
                 progress(len(found), len(share))
@@ -52,20 +52,18 @@ def with_reference(
 
     world = world or World()
     for group, values in zip(missing, world.spread(missing, computed), strict=True):
-        at = 0
-        for tree in group:
-            known[keys[tree]] = tuple(values[at : at + len(tree.branches)])
-            at += len(tree.branches)
+        of_trees = values.split([sum(tree.scored) for tree in group])
+        known.update(zip((keys[tree] for tree in group), of_trees, strict=True))
     if path and missing and world.rank == 0:
         make_folder(path.parent)
         write_file(path, _bytes(known))
     world.wait()  # until it is written: the next call begins with reading it
-    return [replace(tree, reference=known[keys[tree]]) for tree in trees]
+    return [tree.with_reference(known[keys[tree]]) for tree in trees]
 
 
 def _policy_key(policy: Policy) -> str:
     base = {name.replace(".base_layer", ""): value for name, value in policy.model.named_parameters() if "lora_" not in name}
-    return hashlib.sha256(f"{weights_hash(base)} {policy.dtype} {policy.layout}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights_hash(base)} {policy.dtype} {policy.layout} by token".encode()).hexdigest()
 
 
 def tree_key(tree: Tree) -> bytes:
@@ -74,21 +72,18 @@ def tree_key(tree: Tree) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-def _bytes(known: dict[bytes, tuple[float, ...]]) -> bytes:
+def _bytes(known: Mapping[bytes, Tensor]) -> bytes:
     tensors = {
         "keys": torch.tensor([list(key) for key in known], dtype=torch.uint8),
-        "branches": torch.tensor([len(values) for values in known.values()]),
-        "values": torch.tensor([value for values in known.values() for value in values], dtype=torch.float32),
+        "tokens": torch.tensor([len(values) for values in known.values()]),
+        "values": torch.cat(list(known.values())),
     }
     return save(tensors)
 
 
-def _read(path: Path) -> dict[bytes, tuple[float, ...]]:
+def _read(path: Path) -> dict[bytes, Tensor]:
     if not path.is_file():
         return {}
     tensors = load(path.read_bytes())
-    known, at, values = {}, 0, tensors["values"].tolist()
-    for key, count in zip(tensors["keys"].tolist(), tensors["branches"].tolist(), strict=True):
-        known[bytes(key)] = tuple(values[at : at + count])
-        at += count
-    return known
+    values = tensors["values"].split(tensors["tokens"].tolist())
+    return dict(zip(map(bytes, tensors["keys"].tolist()), values, strict=True))

@@ -248,14 +248,19 @@ class Run:
                 raise Interrupted(self.interrupted)
             yield step
 
-    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Adds a line to metrics.jsonl. Nothing that depends on the clock goes in: a continued run has the same bytes."""
+    def log(self, step: int, metrics: Mapping[str, float | int], *, tokens: float | None = None) -> None:
+        """Adds a line to metrics.jsonl. Nothing that depends on the clock goes in: a continued run has the same bytes.
+
+        Seconds go to timing.jsonl, with how many of the step's tokens (of all ranks, prompts counted once a tree) each second saw.
+        """
         assert "step" not in metrics, "the step is given apart"
         numbers = {name: float(value) for name, value in metrics.items()}
         self._logs.append(read.METRICS, {"step": step, **numbers})
         now = time.monotonic()
         if step > self._step:
-            self._logs.append(read.TIMING, {"step": step, "seconds": now - self._last, "time": time.time()})
+            seconds = now - self._last
+            speed = {} if tokens is None else {"tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9)}
+            self._logs.append(read.TIMING, {"step": step, "seconds": seconds, "time": time.time(), **speed})
             self._step, self._last = step, now
         left = (now - self._began) / max(1, step - self._restored) * (self.max_steps - step)
         for sink in self._sinks:

@@ -50,7 +50,7 @@ def train(run: Run, learner: Trainee, objective: Any, source: Source, *, evaluat
             raise NonFiniteError(f"{error}; the batch is in {run.folder / BAD_BATCH}; lower optimizer.lr", error.batches) from error
         if evaluate and run.due_evaluation(step):
             metrics |= _held_out(evaluate)
-        run.log(step, metrics)
+        run.log(step, metrics, tokens=_tokens(work, learner.world))
         if run.due_save(step):
             run.save(step, parts)
     run.finish(parts)
@@ -59,6 +59,14 @@ def train(run: Run, learner: Trainee, objective: Any, source: Source, *, evaluat
 def _steps(run: Run, source: Source) -> Iterator[tuple[int, Any]]:
     # the run is asked first: at its last step nothing more is drawn from the source, whose position is saved
     return zip(run.remaining_steps(), source, strict=False)
+
+
+def _tokens(work: Any, world: World) -> float | None:
+    """Tokens of the micro-batches of all ranks, prompts once a tree; None for a round, which is computed several times over."""
+    if not isinstance(work, list):
+        return None
+    (tokens,) = world.sum([float(sum(tree.size for batch in work for tree in batch.trees))])
+    return tokens
 
 
 def _held_out(evaluate: Evaluate) -> dict[str, float]:

@@ -95,7 +95,7 @@ class AgainstMovingReference:
         objective, known = self.objective, []
         with self.reference.in_place():
             for batch in batches:
-                known.append(replace(batch, reference=model.response_log_probs(batch)))
+                known.append(replace(batch, reference_tokens=model.log_probs(batch)))
                 give_back()
             if isinstance(objective, UnpairedFeedback):
                 objective = objective.knowing(_mismatches_with_reference(objective, model, batches, world))
@@ -127,6 +127,6 @@ def _mismatches_with_reference(
     for batch in batches:
         group = [pairs[tree.key] for tree in batch.trees if tree.key in pairs]
         if group:
-            values = model.response_log_probs(TreeBatch.of(group, model.device)).tolist()
-            yield from (replace(tree, reference=(value,)) for tree, value in zip(group, values, strict=True))
+            values = model.log_probs(TreeBatch.of(group, model.device)).cpu().split([sum(tree.scored) for tree in group])
+            yield from (tree.with_reference(of_tree) for tree, of_tree in zip(group, values, strict=True))
             give_back()
