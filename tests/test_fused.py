@@ -1,5 +1,7 @@
 """Fused norms and gated layers: the same numbers as the modules they stand in for, both ways, and nothing else replaced."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -70,3 +72,17 @@ def test_a_module_that_is_no_gated_silu_layer_keeps_its_forward() -> None:
             return self.down_proj(torch.tanh(self.gate_proj(x)) * self.up_proj(x))
 
     assert fuse(Other()) == 0
+
+
+@pytest.mark.parametrize("kind", ["norm", "gated"])
+def test_a_copy_has_weights_of_its_own(kind: str) -> None:
+    """A reference that is a copy of the policy must not follow it."""
+    module = LlamaRMSNorm(24) if kind == "norm" else LlamaMLP(LlamaConfig(**SIZES))
+    fuse(module)
+    x = randn(1, 3, 24, seed=0)
+    copied, before = copy.deepcopy(module), module(x)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(2)
+    assert torch.equal(module(x), before)
+    assert not torch.allclose(copied(x), before)

@@ -4,6 +4,7 @@
 What is computed stays the same: in fp32 to rounding, in bf16 with the same roundings in the same places.
 """
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -62,33 +63,26 @@ def _replaced(module: Any) -> bool:
     if "forward" in vars(module):
         return False
     if type(module).__name__.endswith("RMSNorm") and isinstance(getattr(module, "weight", None), Tensor):
-        forward, width = _norm(module), module.weight.shape[-1]
+        forward, width = MethodType(_norm, module), module.weight.shape[-1]
     elif all(isinstance(getattr(module, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj")):
-        forward, width = _feed_forward(module), module.gate_proj.in_features
+        forward, width = MethodType(_feed_forward, module), module.gate_proj.in_features
     else:
         return False
     if not _agrees(module, forward, width):
         return False
-    module.forward = forward
+    module.forward = forward  # a method, so that a copy of the module has one of its own
     return True
 
 
-def _norm(module: nn.Module) -> Any:
+def _norm(module: Any, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
     eps = next((float(value) for value in (getattr(module, name, None) for name in ("variance_epsilon", "eps")) if value), 0.0)
-
-    def forward(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        result: Tensor = _RootMeanSquareNorm.apply(x, module.weight, eps)
-        return result
-
-    return forward
+    result: Tensor = _RootMeanSquareNorm.apply(x, module.weight, eps)
+    return result
 
 
-def _feed_forward(module: Any) -> Any:
-    def forward(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        result: Tensor = module.down_proj(_GatedSiLU.apply(module.gate_proj(x), module.up_proj(x)))
-        return result
-
-    return forward
+def _feed_forward(module: Any, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    result: Tensor = module.down_proj(_GatedSiLU.apply(module.gate_proj(x), module.up_proj(x)))
+    return result
 
 
 @torch.no_grad()
