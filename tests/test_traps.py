@@ -31,7 +31,6 @@ TRAPS = {
             "test_load.py::test_trap_02_smollm2_adds_no_bos_and_ends_turns_with_im_end",
             "test_one_file.py::test_trap_02_at_most_one_bos",
             "test_tasks_choice.py::test_trap_02_a_context_that_begins_with_bos_gets_no_second_one",
-            "test_tasks_choice.py::test_trap_02_a_context_that_begins_with_bos_gets_no_second_one",
         ),
     ),
     3: Trap(
