@@ -483,7 +483,7 @@ def test_strict_ends_in_an_error_that_names_what_is_to_be_mended(faulty: Path, t
         (["{}", "benchmarks=[no.jsonl]"], "no.jsonl: no such file; benchmarks are files of evaluation sets"),
         (["{}", "near=0.2"], "near must be"),
         (["{}", "nera=0.9"], "unknown key 'nera' (did you mean 'near'?)"),
-        (["dop"], "dop: no such method or recipe file; did you mean dpo?"),
+        (["dpoo"], "dpoo: no such method or recipe file; did you mean dpo?"),
     ],
 )
 def test_wrong_use_is_one_error(argv: list[str], said: str, faulty: Path, truing: Truing) -> None:

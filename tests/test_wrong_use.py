@@ -89,8 +89,8 @@ def test_settings_that_are_missing_are_named_in_full(wrong: Wrong) -> None:
 
 
 def test_an_unknown_method_names_the_nearest_and_all(wrong: Wrong) -> None:
-    said = wrong.train("dop")
-    assert "dop: no such method or recipe file; did you mean dpo? Choose one of sft, reward_model, dpo" in said
+    said = wrong.train("dpoo")
+    assert "dpoo: no such method or recipe file; did you mean dpo? Choose one of sft, reward_model, dpo" in said
 
 
 def test_a_recipe_file_is_named_with_its_line(wrong: Wrong, tmp_path: Path) -> None:
