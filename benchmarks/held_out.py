@@ -29,12 +29,12 @@ RASBT = (
 )
 LORA = ("lora.rank=16",)
 RUNS: dict[str, tuple[str, ...]] = {
-    "hh-dpo-full": ("dpo", *HH, "optimizer.lr=2e-6"),
-    "hh-dpo-lora": ("dpo", *HH, *LORA, "optimizer.lr=1e-4"),
+    "hh-dpo-full": ("dpo", *HH, "optimizer.lr=5e-6"),
+    "hh-dpo-lora": ("dpo", *HH, *LORA, "optimizer.lr=2e-4"),
     "hh-reward-full": ("reward_model", *HH, "optimizer.lr=2e-5"),
     "hh-reward-lora": ("reward_model", *HH, *LORA, "optimizer.lr=3e-4"),
-    "rasbt-dpo-full": ("dpo", *RASBT, "optimizer.lr=2e-6"),
-    "rasbt-dpo-lora": ("dpo", *RASBT, *LORA, "optimizer.lr=1e-4"),
+    "rasbt-dpo-full": ("dpo", *RASBT, "optimizer.lr=5e-6"),
+    "rasbt-dpo-lora": ("dpo", *RASBT, *LORA, "optimizer.lr=5e-4"),
     "rasbt-reward-full": ("reward_model", *RASBT, "optimizer.lr=2e-5"),
     "rasbt-reward-lora": ("reward_model", *RASBT, *LORA, "optimizer.lr=3e-4"),
 }
