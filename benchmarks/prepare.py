@@ -207,8 +207,7 @@ def weights(folder: Path) -> tuple[int, int, list[list[int]]]:
 
 def counts(source: TreeSource, steps: int) -> dict[str, int]:
     """What there is to compute in one epoch."""
-    groups = list(source.first_epoch())
-    batches = [TreeBatch.of(group) for group in groups]
+    batches = [TreeBatch.of([source.trees[place] for place in group]) for group in source.first_epoch()]
     sequences = [len(t.trunk) + len(b.tokens) for t in source.trees for b in t.branches]
     return {
         "tree_tokens": sum(len(batch.tokens) for batch in batches),

@@ -11,7 +11,7 @@ import pytest
 from truing.data.read import read
 from truing.evals.premise import stance
 from truing.recipes.align import HELD_OUT_TOPICS
-from truing.recipes.examples import PACKAGED
+from truing.recipes.selection import PACKAGED
 from truing.records import Preference
 
 PAGE = PACKAGED["everyday"].parent / "README.md"

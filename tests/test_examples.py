@@ -21,6 +21,6 @@ def test_the_length_filter_drops_and_counts_pairs_and_refuses_other_records(
     chat = ChatTokenizer.of(tiny_tokenizer)
     data = Data(path=str(path), length_factor=2.0, held_out_share=0.0)
     found = examples(data, chat, (Preference,))
-    assert (found.too_long_chosen, len(found.train.records)) == (1, 2)
+    assert (found.reading.too_long_chosen, len(found.train.records)) == (1, 2)
     with pytest.raises(ValueError, match=r"pairs\.csv: data\.length_factor compares .* not Demonstration records"):
         examples(data, chat, (Demonstration,))

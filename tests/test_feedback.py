@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,8 @@ def method(loss: FeedbackLoss, count: int = 8, seed: int = 0) -> tuple[Policy, U
     objective = UnpairedFeedback(loss=loss, max_tokens=LONGEST)
     pairs = list(objective.mismatched(trees).values())
     if pairs:
-        objective = objective.knowing(with_reference(reference, pairs, [pairs]))
-    return tiny_policy(seed=1), objective, with_reference(reference, trees, [trees])
+        objective = objective.knowing(with_reference(reference, pairs, [np.arange(len(pairs))]))
+    return tiny_policy(seed=1), objective, with_reference(reference, trees, [np.arange(len(trees))])
 
 
 # -- the losses by hand
@@ -216,7 +217,7 @@ def test_trap_13_the_baseline_is_the_mean_log_ratio_of_mismatches_at_least_0() -
 def test_the_mismatches_of_a_policy_with_itself_have_a_baseline_of_0() -> None:
     trees, policy = feedback_trees(6), tiny_policy()
     pairs = list(mismatched(trees, max_tokens=LONGEST).values())
-    known = {tree_key(tree): tree.reference_sums()[0] for tree in with_reference(policy, pairs, [pairs])}
+    known = {tree_key(tree): tree.reference_sums()[0] for tree in with_reference(policy, pairs, [np.arange(len(pairs))])}
     assert mismatched_kl(policy, [TreeBatch.of(trees)], World(), reference=known, max_tokens=LONGEST) == 0.0
 
 
@@ -313,7 +314,8 @@ def test_the_gradient_of_sorted_counterparts_is_that_of_the_whole_sorted_loss() 
 
 def paired_method(count: int = 8) -> tuple[Policy, SortedPreference, list[Tree]]:
     trees = random_trees(count)
-    return tiny_policy(seed=1), SortedPreference(loss=AOT(beta=0.3)), with_reference(tiny_policy(seed=2), trees, [trees])
+    known = with_reference(tiny_policy(seed=2), trees, [np.arange(len(trees))])
+    return tiny_policy(seed=1), SortedPreference(loss=AOT(beta=0.3)), known
 
 
 def test_aot_by_hand() -> None:

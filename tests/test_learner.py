@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def imitation() -> tuple[nn.Module, Objective, list[Tree]]:
 
 def preference() -> tuple[nn.Module, Objective, list[Tree]]:
     policy, trees = tiny_policy(), random_trees(8, longest=40)
-    trees = with_reference(tiny_policy(seed=2), trees, [trees])
+    trees = with_reference(tiny_policy(seed=2), trees, [np.arange(len(trees))])
     return policy, PairedPreference(loss=DPO()), trees
 
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,7 +99,7 @@ def test_preference_losses_equal_their_oracle(loss):
     model, steps = make_tiny_llama(seed=2), batches(2)
     oracle = copy.deepcopy(model)
     policy = probe(model).policy
-    with_refs = [with_reference(policy, s, [s]) for s in steps]
+    with_refs = [with_reference(policy, s, [np.arange(len(s))]) for s in steps]
     method = {"label_smoothing": 0.1} if loss == "cdpo" else {}
     objective = SortedPreference if loss == "aot" else PairedPreference
     found = ours(policy, objective(loss=PAIR_LOSSES[loss](beta=0.1, **method)), with_refs)
@@ -124,8 +125,8 @@ def test_feedback_losses_equal_their_oracle_in_one_micro_batch_or_several(loss, 
     policy = probe(model).policy
     objective = UnpairedFeedback(loss=FEEDBACK_LOSSES[loss](beta=0.1), max_tokens=1000)
     pairs = [list(objective.mismatched(step).values()) for step in steps]
-    further = [tree for group in pairs for tree in with_reference(policy, group, [group])]
-    found = ours(policy, objective.knowing(further), [with_reference(policy, s, [s]) for s in steps], budget=budget)
+    further = [tree for group in pairs if group for tree in with_reference(policy, group, [np.arange(len(group))])]
+    found = ours(policy, objective.knowing(further), [with_reference(policy, s, [np.arange(len(s))]) for s in steps], budget=budget)
 
     def as_feedback(tree: Tree):
         return list(tree.trunk), list(tree.branches[0].tokens), tree.desirable == (True,)
@@ -167,7 +168,7 @@ class Apart:
 def apart() -> Apart:
     reference = make_tiny_llama(seed=2, layers=1)
     trees = random_trees(2 * STEPS, seed=9, longest=8)
-    trees = with_reference(probe(copy.deepcopy(reference)).policy, trees, [trees])
+    trees = list(with_reference(probe(copy.deepcopy(reference)).policy, trees, [np.arange(len(trees))]))
     oracle = copy.deepcopy(reference)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(7)
@@ -242,7 +243,7 @@ def test_two_steps_on_smollm2_equal_the_oracle(smollm2_folder, method):
     settings = {"lr": 1e-6, "total_steps": 2, "warmup_steps": 0, "schedule": "constant"}
     learner = Learner(policy, Optimizer(lr=1e-6, warmup=0.0, schedule="constant"), total_steps=2)
     if method == "dpo":
-        steps = [with_reference(policy, s, [s]) for s in steps]
+        steps = [with_reference(policy, s, [np.arange(len(s))]) for s in steps]
     objective = Imitation(loss=NLL()) if method == "sft" else PairedPreference(loss=PAIR_LOSSES["dpo"](beta=0.1))
     found = [learner.update(objective, [TreeBatch.of(s)]) for s in steps]
     expected = one_file(method).train(oracle, [[as_example(t) for t in s] for s in steps], **settings)

@@ -15,7 +15,7 @@ import pytest
 
 from data_files import FLAT, ROWS, Row, line_of, written
 from truing.data.problems import BadRow, DataError
-from truing.data.read import as_kind, iterate, length_bias_filter, read, write_bad_rows
+from truing.data.read import as_kind, bad_row_line, iterate, length_bias_filter, opened, read
 from truing.records import Demonstration, Feedback, Message, Origin, Preference, Prompt, Ranking, Record
 
 LINE = b'{"prompt": "Q", "chosen": "Yes", "rejected": "No"}'
@@ -193,11 +193,24 @@ def test_a_kind_that_the_file_does_not_hold_is_refused(tmp_path: Path) -> None:
         as_kind((Prompt(messages=(Message(role="user", content="Q"),)),), Demonstration)
 
 
-def test_bad_rows_are_written_as_jsonl(tmp_path: Path) -> None:
-    row = BadRow(origin=Origin(file="a.csv", row=3), reason="tie", text="é")
-    write_bad_rows(tmp_path / "bad.jsonl", [row, row])
-    lines = (tmp_path / "bad.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [{"file": "a.csv", "row": 3, "reason": "tie", "text": "é"}] * 2
+def test_a_bad_row_is_a_line_of_json() -> None:
+    line = bad_row_line(BadRow(origin=Origin(file="a.csv", row=3), reason="tie", text="é"))
+    assert line.endswith(b"}\n")
+    assert json.loads(line) == {"file": "a.csv", "row": 3, "reason": "tie", "text": "é"}
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "jsonl.gz", "csv", "json", "parquet", "arrow"])
+def test_how_far_reading_has_come_grows_to_the_end(extension: str, tmp_path: Path) -> None:
+    path = written(
+        tmp_path / f"data.{extension}", [{"prompt": f"q{i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(500)]
+    )
+    file = opened(path, mapping={})
+    seen = []
+    for _ in file.items:
+        seen.append(file.position())
+    assert len({total for _, total in seen[200:]}) == 1
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
 
 
 def test_the_length_filter_drops_a_chosen_answer_of_more_than_twice_the_words() -> None:

@@ -5,17 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from folders import files
 from trees import branch, random_trees, tiny_policy
-from truing.data.tree import Tree, TreeBatch
+from truing.data.store import StoredTrees, TreeWriter
+from truing.data.tree import Tree, TreeBatch, sizes_of
 from truing.losses.dpo import DPO
+from truing.models import reference
 from truing.models.lora import adapter_off
 from truing.models.policy import Policy
 from truing.models.reference import with_reference
 from truing.objectives import PairedPreference
+from truing.runs.durable import adopt_folder, inspect_folder
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
 
@@ -31,8 +36,8 @@ def move_adapter(policy: Policy) -> None:
 @pytest.mark.parametrize("lora", [False, True])
 def test_trap_09_the_first_dpo_loss_is_ln_2(lora: bool) -> None:
     policy, trees = tiny_policy(lora=lora), random_trees(9, longest=60)
-    reference = with_reference(policy, trees, [trees[:4], trees[4:]])
-    batches = [TreeBatch.of(reference[:2]), TreeBatch.of(reference[2:])]
+    known = with_reference(policy, trees, [np.arange(4), np.arange(4, 9)])
+    batches = [TreeBatch.of(known[:2]), TreeBatch.of(known[2:])]
     learner = Learner(policy, Optimizer(lr=1e-4, warmup=0.0, schedule="constant"), total_steps=100)
     metrics = learner.update(PairedPreference(loss=DPO(beta=0.1)), batches)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -65,7 +70,7 @@ def test_trap_10_the_reference_is_the_policy_in_memory_not_what_its_name_loads()
             parameter.mul_(1.5)
     in_memory = values(policy, trees)
     assert max(abs(a - b) for a, b in zip(as_loaded, in_memory, strict=True)) > 0.1
-    assert flat(with_reference(policy, trees, [trees])) == in_memory
+    assert flat(with_reference(policy, trees, [np.arange(len(trees))])) == in_memory
 
 
 def test_trap_10_with_an_adapter_the_reference_is_the_adapter_switched_off() -> None:
@@ -73,7 +78,7 @@ def test_trap_10_with_an_adapter_the_reference_is_the_adapter_switched_off() -> 
     base = values(tiny_policy(), trees)
     move_adapter(policy)
     assert max(abs(a - b) for a, b in zip(base, values(policy, trees), strict=True)) > 0.1
-    assert flat(with_reference(policy, trees, [trees])) == base
+    assert flat(with_reference(policy, trees, [np.arange(len(trees))])) == base
 
 
 def test_adapter_off_is_the_base_and_leaves_everything_as_it_was() -> None:
@@ -107,7 +112,7 @@ def asked(store: Path, trees: Sequence[Tree], policy: Policy | None = None) -> t
     """Forward passes and results, one tree a pass."""
     policy = policy or tiny_policy()
     counted = Counted(policy)
-    found = with_reference(policy, trees, [[tree] for tree in trees], store=store)
+    found = with_reference(policy, trees, [np.array([place]) for place in range(len(trees))], store=store)
     return counted.passes, flat(found)
 
 
@@ -116,7 +121,7 @@ def test_trap_24_equal_weights_and_tokens_hit_the_store(tmp_path: Path) -> None:
     passes, first = asked(tmp_path, trees)
     assert passes == 3
     assert asked(tmp_path, trees) == (0, first)
-    assert asked(tmp_path, [replace(tree, key=9 - tree.key) for tree in trees[::-1]])[0] == 0, "order and keys are not the tokens"
+    assert asked(tmp_path, [replace(tree, key=9 - tree.key) for tree in trees]) == (0, first), "keys are not the tokens"
     passes, again = asked(tmp_path, trees, tiny_policy(lora=True))
     assert (passes, again) == (0, first), "the base of an adapter is the same reference"
 
@@ -135,13 +140,77 @@ CHANGES: Mapping[str, Callable[[Tree], Tree]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_trap_24_a_changed_tree_misses_the_store_and_only_that_one(name: str, tmp_path: Path) -> None:
+def test_trap_24_a_changed_tree_misses_the_store(name: str, tmp_path: Path) -> None:
     trees = random_trees(3, seed=5)
-    asked(tmp_path, trees)
+    _, before = asked(tmp_path, trees)
     other = [trees[0], CHANGES[name](trees[1]), trees[2]]
     passes, found = asked(tmp_path, other)
-    assert passes == 1
+    assert passes == 3
     assert found == asked(tmp_path / "fresh", other)[1]
+    assert asked(tmp_path, trees) == (0, before), "and leaves the other's values alone"
+
+
+def test_a_tree_that_is_in_no_group_has_no_number_for_its_reference() -> None:
+    policy, trees = tiny_policy(), random_trees(3)
+    found = with_reference(policy, trees, [np.array([2, 0])])
+    assert flat([found[2], found[0]]) == pytest.approx(values(policy, [trees[2], trees[0]]), abs=1e-5)
+    assert all(math.isnan(value) for value in flat([found[1]]))
+    assert found[-1] == found[2]
+    assert flat(found[::2]) == flat([found[0], found[2]])
+
+
+def test_each_branch_of_a_tree_on_disk_has_the_numbers_of_its_own_tokens(tmp_path: Path) -> None:
+    """Trees of different shapes in groups that are out of order, one of them with a token that is not scored."""
+    one, two, three, four = random_trees(4, branches=3)
+    part = replace(two.branches[1], scored=(False, *two.branches[1].scored[1:]))
+    trees = [one, replace(two, branches=(two.branches[0], part)), replace(three, branches=three.branches[:1]), four]
+    (tmp_path / ".tmp-store").mkdir()
+    writer = TreeWriter(tmp_path / ".tmp-store", ["train"])
+    for tree in trees:
+        writer.append("train", tree)
+    writer.close()
+    adopt_folder(tmp_path / ".tmp-store", tmp_path / "store")
+    stored = StoredTrees.open(tmp_path / "store", inspect_folder(tmp_path / "store"), "train")
+    policy = tiny_policy()
+    found = with_reference(policy, stored, [np.array([3, 1]), np.array([0]), np.array([2])], store=tmp_path / "reference")
+    for tree, known in zip(trees, found, strict=True):
+        assert [len(of_branch) for of_branch in known.reference or ()] == tree.scored
+        assert flat([known]) == pytest.approx(values(policy, [tree]), abs=1e-5)
+
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while computing or while writing, or stopped: what is on disk is not computed again, and the bytes are the same."""
+    monkeypatch.setattr(reference, "KEPT_EVERY", 60)
+    trees, policy = random_trees(8, longest=30), tiny_policy()
+    groups = [np.array([place]) for place in (3, 1, 0, 2, 7, 6, 5, 4)]
+    whole = with_reference(policy, trees, groups, store=tmp_path / "whole")
+    ends = list(reference._ends(sizes_of(trees), groups, 0))
+    assert len(ends) > 3
+    calls = 0
+
+    def fail(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("killed")
+
+    for place, (name, kept) in enumerate({"_computed": ends[0], "write_file": ends[0], "stop": ends[1]}.items()):
+        store, calls = tmp_path / str(place), 0
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "_computed":
+                real = reference._computed
+                patch.setattr(reference, name, lambda *a, real=real: (fail(), real(*a))[1])
+            elif name == "write_file":
+                write, calls = reference.write_file, -1  # the first one says that nothing is done yet
+                patch.setattr(reference, name, lambda *a, write=write: (fail(), write(*a))[1])
+            with pytest.raises(OSError, match="killed"):
+                with_reference(policy, trees, groups, store=store, stop=fail if name == "stop" else None)
+        counted, told = Counted(policy), []
+        found = with_reference(policy, trees, groups, store=store, progress=lambda *done, told=told: told.append(done))
+        assert counted.passes == len(groups) - kept, name
+        assert told[-1] == (len(groups) - kept,) * 2
+        assert flat(found) == flat(whole), name
+        assert files(store) == files(tmp_path / "whole"), name
 
 
 def test_trap_24_changed_weights_miss_the_store(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import orjson
 
 from truing.data.formats import Format, check_mapping, find, renamed, unknown
 from truing.data.problems import SHOWN, BadRow, BadValueError, DataError
-from truing.data.rows import EXTENSIONS, MAX_LINE_BYTES, RawRow, bad, rows
+from truing.data.rows import EXTENSIONS, MAX_LINE_BYTES, Position, RawRow, bad, rows
 from truing.records import Demonstration, Origin, Preference, Prompt, Ranking, Record
 
 R = TypeVar("R", bound=Record)
@@ -59,7 +59,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
+class Opened:
     """A file whose format is settled, about to be read."""
 
     file: str
@@ -68,6 +68,8 @@ class _Opened:
     """One item a row."""
     sha256: Callable[[], str]
     """Asked once the items are through."""
+    position: Callable[[], tuple[int, int]]
+    """How much of how much has been read: bytes of a text file, rows of a table or an array."""
 
 
 def read(
@@ -84,21 +86,21 @@ def read(
     look at all rows ends in an error that lists the bad ones; with "skip" they are in `Reading.bad_rows`. `kind` asks for
     records of one kind, converted where that needs no decision (`as_kind`).
     """
-    opened = _open(path, mapping or {}, max_line_bytes)
+    found = opened(path, mapping=mapping or {}, max_line_bytes=max_line_bytes)
     records: list[Record] = []
     bad_rows: list[BadRow] = []
-    for item in opened.items:
+    for item in found.items:
         if isinstance(item, BadRow):
             bad_rows.append(item)
         else:
             records.append(item)
     used = len(records)
     if bad_rows and on_bad_row == "stop":
-        raise DataError(_report(opened.file, bad_rows, len(bad_rows), used + len(bad_rows)))
+        raise DataError(too_many_bad_rows(found.file, bad_rows, len(bad_rows), used + len(bad_rows)))
     return Reading(
-        file=opened.file,
-        format=opened.format.name,
-        sha256=opened.sha256(),
+        file=found.file,
+        format=found.format.name,
+        sha256=found.sha256(),
         records=tuple(records) if kind is None else tuple(as_kind(records, kind)),
         bad_rows=tuple(bad_rows),
         rows_in=used + len(bad_rows),
@@ -117,18 +119,16 @@ def iterate(
 
     A file without a usable row raises at its end; one that cannot be read at all raises at the call.
     """
-    items = _open(path, mapping or {}, max_line_bytes).items
+    items = opened(path, mapping=mapping or {}, max_line_bytes=max_line_bytes).items
     if kind is None:
         return items
     return chain.from_iterable((item,) if isinstance(item, BadRow) else as_kind((item,), kind) for item in items)
 
 
-def write_bad_rows(path: str | os.PathLike[str], bad_rows: Iterable[BadRow]) -> None:
-    """Bad rows as JSONL with file, row, reason and the row's beginning."""
-    with Path(path).open("wb") as stream:
-        for row in bad_rows:
-            line = {"file": row.origin.file, "row": row.origin.row, "reason": row.reason, "text": row.text}
-            stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+def bad_row_line(row: BadRow) -> bytes:
+    """A bad row as a line of JSON with file, row, reason and the row's beginning."""
+    line = {"file": row.origin.file, "row": row.origin.row, "reason": row.reason, "text": row.text}
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def as_kind(records: Iterable[Record], kind: type[R]) -> tuple[R, ...]:
@@ -188,18 +188,22 @@ def length_bias_filter(pairs: Sequence[Preference], factor: float = 2.0) -> tupl
     kept: list[Preference] = []
     dropped: list[Preference] = []
     for pair in pairs:
-        long = len(pair.chosen.split()) > factor * len(pair.rejected.split())
-        (dropped if long else kept).append(pair)
+        (dropped if is_too_long(pair, factor) else kept).append(pair)
     return tuple(kept), tuple(dropped)
 
 
-def _open(path: str | os.PathLike[str], mapping: Mapping[str, str], max_line_bytes: int) -> _Opened:
-    """Finds the file or hub data set and settles its format."""
-    file, place = os.fspath(path), Path(path)
+def is_too_long(pair: Preference, factor: float) -> bool:
+    """Whether the chosen response has more than `factor` times the rejected one's words."""
+    return len(pair.chosen.split()) > factor * len(pair.rejected.split())
+
+
+def opened(path: str | os.PathLike[str], *, mapping: Mapping[str, str], max_line_bytes: int = MAX_LINE_BYTES) -> Opened:
+    """Finds the file or hub data set and settles its format; its rows are read as `items` is gone through."""
+    file, place, position = os.fspath(path), Path(path), Position()
     sha256: Callable[[], str]
     if place.is_file():
-        source = rows(place, file, max_line_bytes)
-        sha256 = partial(_file_sha256, place)
+        source = rows(place, file, max_line_bytes, position)
+        sha256 = partial(file_sha256, place)
     elif not place.exists() and HUB.fullmatch(file) and not place.parent.exists() and place.suffix not in EXTENSIONS:
         digest = hashlib.sha256()
         source = _hub_rows(file, digest.update)
@@ -207,7 +211,8 @@ def _open(path: str | os.PathLike[str], mapping: Mapping[str, str], max_line_byt
     else:
         raise DataError(_missing(place, file))
     format, source = _settle(source, mapping, file)
-    return _Opened(file=file, format=format, items=_convert(source, format, mapping, file), sha256=sha256)
+    items = _convert(source, format, mapping, file)
+    return Opened(file=file, format=format, items=items, sha256=sha256, position=position.read)
 
 
 def _missing(place: Path, file: str) -> str:
@@ -225,7 +230,8 @@ def _missing(place: Path, file: str) -> str:
     return f"{file}: no such file" + ("; did you mean " + " or ".join(str(folder / name) for name in near) + "?" if near else "")
 
 
-def _file_sha256(place: Path) -> str:
+def file_sha256(place: Path) -> str:
+    """Of the bytes of a file."""
     with place.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -261,7 +267,7 @@ def _settle(source: Iterator[RawRow | BadRow], mapping: Mapping[str, str], file:
         raise DataError(f"{file}: the file holds no rows")
     if not columns:
         broken = [item for item in seen if isinstance(item, BadRow)]
-        raise DataError(_report(file, broken, len(broken), len(broken)))
+        raise DataError(too_many_bad_rows(file, broken, len(broken), len(broken)))
     try:
         check_mapping(mapping, theirs)
     except DataError as error:
@@ -294,7 +300,7 @@ def _convert(source: Iterator[RawRow | BadRow], format: Format, mapping: Mapping
             first.append(item)
         yield item
     if kind is None:
-        raise DataError(_report(file, first, count, count))
+        raise DataError(too_many_bad_rows(file, first, count, count))
 
 
 def _record(raw: RawRow, format: Format, mapping: Mapping[str, str], file: str) -> Record:
@@ -318,7 +324,7 @@ def _in_their_words(reason: str, mapping: Mapping[str, str]) -> str:
     return reason
 
 
-def _report(file: str, first: Sequence[BadRow], bad_rows: int, rows_in: int) -> str:
+def too_many_bad_rows(file: str, first: Sequence[BadRow], bad_rows: int, rows_in: int) -> str:
     """The first bad rows, how many there are, and the remedy."""
     listed = "\n".join(f"  {row}" for row in first[:SHOWN])
     more = f"\n  and {bad_rows - SHOWN} more" if bad_rows > SHOWN else ""

@@ -11,7 +11,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,15 +55,33 @@ class RawRow:
     cells: Mapping[str, object]
 
 
-def rows(path: Path, file: str, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[RawRow | BadRow]:
-    """The rows of a file; `file` is its name in messages."""
+class Position:
+    """How far reading has come. Example: `Position().read()` is `(0, 1)`: nothing of something."""
+
+    def __init__(self) -> None:
+        self.done: Callable[[], int] = lambda: 0
+        self.total = 1
+
+    def read(self) -> tuple[int, int]:
+        """How much of how much, in bytes or in rows."""
+        return self.done(), max(1, self.total)
+
+
+def rows(
+    path: Path, file: str, max_line_bytes: int = MAX_LINE_BYTES, position: Position | None = None
+) -> Iterator[RawRow | BadRow]:
+    """The rows of a file; `file` is its name in messages. `position` follows."""
     kind, zipped = file_type(path, file)
+    position = position or Position()
     if kind in ("parquet", "arrow", "arrow_stream"):
-        yield from _table(path, file, kind)
+        yield from _table(path, file, kind, position)
         return
-    with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
+    with ExitStack() as stack:
+        raw = stack.enter_context(path.open("rb"))
+        stream = stack.enter_context(gzip.open(raw, "rb")) if zipped else raw
+        position.done, position.total = raw.tell, path.stat().st_size
         if kind == "json":
-            yield from _json(stream, file)
+            yield from _json(stream, file, position)
         elif kind == "jsonl":
             yield from _jsonl(_Lines(stream, file, max_line_bytes), file)
         else:
@@ -206,7 +225,7 @@ def _jsonl(lines: _Lines, file: str) -> Iterator[RawRow | BadRow]:
             yield RawRow(number=lines.number, cells=cells)
 
 
-def _json(stream: io.BufferedIOBase, file: str) -> Iterator[RawRow | BadRow]:
+def _json(stream: io.BufferedIOBase, file: str, position: Position) -> Iterator[RawRow | BadRow]:
     try:
         data = stream.read(MAX_JSON_BYTES + 1).removeprefix(BOM)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -220,6 +239,8 @@ def _json(stream: io.BufferedIOBase, file: str) -> Iterator[RawRow | BadRow]:
         raise DataError(f"{file}:{error.lineno}: {why_broken(data, error)}; as JSONL only that row would be lost") from None
     except BadValueError as error:
         raise DataError(f"{file}: {error}") from None
+    number, position.total = 0, len(items)
+    position.done = lambda: number
     for number, item in enumerate(items, start=1):
         try:
             _, cells = as_row(item)
@@ -325,13 +346,16 @@ def _check_header(header: list[str], file: str, delimiter: str) -> None:
             )
 
 
-def _table(path: Path, file: str, kind: FileType) -> Iterator[RawRow | BadRow]:
+def _table(path: Path, file: str, kind: FileType, position: Position) -> Iterator[RawRow | BadRow]:
     number = 0
+    position.done = lambda: number
     try:
         if kind == "arrow_stream":
-            batches = polars.read_ipc_stream(path).iter_slices(BATCH_ROWS)
+            whole = polars.read_ipc_stream(path)
+            position.total, batches = len(whole), whole.iter_slices(BATCH_ROWS)
         else:
             lazy = polars.scan_parquet(path) if kind == "parquet" else polars.scan_ipc(path)
+            position.total = int(lazy.select(polars.len()).collect().item())
             batches = iter(lazy.collect_batches(chunk_size=BATCH_ROWS))
         for batch in batches:
             for cells in batch.iter_rows(named=True):

@@ -6,11 +6,14 @@ without padding. What attention makes of the layout is `truing.models.attention`
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, overload, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from truing.data.packing import first_fit
 from truing.functional import segment_sum
 
 
@@ -206,39 +209,45 @@ class TreeBatch:
     def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "TreeBatch":
         """Lay the trees end to end behind their root, each as trunk, then branches."""
         root = common_beginning([tree.trunk for tree in trees])
-        tokens: list[int] = list(trees[0].trunk[:root])
-        positions: list[int] = list(range(root))
-        source: list[int] = []
-        target: list[int] = []
-        response: list[int] = []
-        last: list[int] = []
-        length: list[int] = []
+        tokens = list(trees[0].trunk[:root])
+        scored: list[bool] = [False] * root
+        # a run is the root, a trunk behind it, or a branch: how many tokens, how far positions lie off from places, which response
+        sizes, shifts, response_of = [root], [0], [-1]
+        heads: list[int] = []
+        lengths: list[int] = []
         tree_of: list[int] = []
         spans: list[TreeSpan] = []
         for number, tree in enumerate(trees):
             start, depth = len(tokens), len(tree.trunk)
             tokens += tree.trunk[root:]
-            positions += range(root, depth)
+            scored += [False] * (depth - root)
+            sizes.append(depth - root)
+            shifts.append(root - start)
+            response_of.append(-1)
             trunk_end = len(tokens)
             branch_spans: list[tuple[int, int]] = []
             for branch in tree.branches:
                 assert branch.tokens, "an empty response is refused while reading"
                 first = len(tokens)
-                before = [trunk_end - 1, *range(first, first + len(branch.tokens) - 1)]
-                scored = [i for i, flag in enumerate(branch.scored) if flag]
-                source += [before[i] for i in scored]
-                target += [branch.tokens[i] for i in scored]
-                response += [len(last)] * len(scored)
                 tokens += branch.tokens
-                positions += range(depth, depth + len(branch.tokens))
-                last.append(len(tokens) - 1)
-                length.append(len(scored))
+                scored += branch.scored
+                sizes.append(len(branch.tokens))
+                shifts.append(depth - first)
+                response_of.append(len(tree_of))
+                heads.append(trunk_end - 1)
+                lengths.append(sum(branch.scored))
                 tree_of.append(number)
                 branch_spans.append((first, len(tokens)))
             spans.append(TreeSpan(trunk=(start, trunk_end), branches=tuple(branch_spans)))
 
-        def whole(values: Iterable[int]) -> Tensor:
-            return torch.tensor(list(values), dtype=torch.long, device=device)
+        row, places = np.array(tokens, dtype=np.int64), np.arange(len(tokens))
+        firsts = np.array([a for span in spans for a, _ in span.branches], dtype=np.int64)
+        before = places - 1
+        before[firsts] = heads
+        asked = np.flatnonzero(scored)
+
+        def whole(values: Sequence[int] | np.ndarray) -> Tensor:
+            return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
 
         references = [values for tree in trees for values in (tree.reference or ())]
         credits = [credit for tree in trees for credit in (tree.credit or ())]
@@ -248,18 +257,18 @@ class TreeBatch:
             trees=tuple(trees),
             root=root,
             spans=tuple(spans),
-            tokens=whole(tokens),
-            positions=whole(positions),
-            source=whole(source),
-            target=whole(target),
-            response=whole(response),
-            last=whole(last),
-            length=whole(length),
+            tokens=whole(row),
+            positions=whole(places + np.repeat(shifts, sizes)),
+            source=whole(before[asked]),
+            target=whole(row[asked]),
+            response=whole(np.repeat(response_of, sizes)[asked]),
+            last=whole([end - 1 for span in spans for _, end in span.branches]),
+            length=whole(lengths),
             tree=whole(tree_of),
-            reference_tokens=torch.cat(references).to(device) if references and len(references) == len(last) else None,
+            reference_tokens=torch.cat(references).to(device) if references and len(references) == len(tree_of) else None,
             margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
-            desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(last) else None,
-            credit=BatchCredit.of(credits, device) if credits and len(credits) == len(last) else None,
+            desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(tree_of) else None,
+            credit=BatchCredit.of(credits, device) if credits and len(credits) == len(tree_of) else None,
         )
 
 
@@ -281,21 +290,97 @@ class Comparisons:
     tree: Int[Tensor, " pair"]
 
 
-def pack(trees: Sequence[Tree], budget: int, *, shared: int = 0) -> list[list[Tree]]:
+@runtime_checkable
+class Sized(Protocol):
+    """Trees whose sizes are known without reading their tokens."""
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " tree"]:
+        """`Tree.size` of each."""
+        ...
+
+    @property
+    def keys(self) -> Int[np.ndarray, " tree"]:
+        """`Tree.key` of each."""
+        ...
+
+
+def sizes_of(trees: Sequence[Tree], places: Int[np.ndarray, " place"] | None = None) -> Int[np.ndarray, " place"]:
+    """`Tree.size` of the trees at these places, or of all."""
+    if isinstance(trees, Sized):
+        return trees.sizes if places is None else trees.sizes[places]
+    return np.array([trees[place].size for place in _all(trees, places)], dtype=np.int64)
+
+
+def keys_of(trees: Sequence[Tree], places: Int[np.ndarray, " place"] | None = None) -> Int[np.ndarray, " place"]:
+    """`Tree.key` of the trees at these places, or of all."""
+    if isinstance(trees, Sized):
+        return trees.keys if places is None else trees.keys[places]
+    return np.array([trees[place].key for place in _all(trees, places)], dtype=np.int64)
+
+
+def _all(trees: Sequence[Tree], places: Int[np.ndarray, " place"] | None) -> Iterable[int]:
+    return range(len(trees)) if places is None else places.tolist()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subset(Sequence[Tree]):
+    """Some of the trees, read when they are asked for. Example: `Subset.sliced(trees, slice(0, None, 2))`: every second one."""
+
+    trees: Sequence[Tree]
+    places: Int[np.ndarray, " tree"]
+
+    @classmethod
+    def sliced(cls, trees: Sequence[Tree], at: slice) -> "Subset":
+        """What `trees[at]` stands for."""
+        return cls(trees=trees, places=np.arange(len(trees))[at])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, at: int) -> Tree: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Subset": ...
+    def __getitem__(self, at: int | slice) -> "Tree | Subset":
+        if isinstance(at, slice):
+            return replace(self, places=self.places[at])
+        return self.trees[int(self.places[at])]
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " tree"]:
+        return sizes_of(self.trees, self.places)
+
+    @property
+    def keys(self) -> Int[np.ndarray, " tree"]:
+        return keys_of(self.trees, self.places)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups(Sequence[list[Tree]]):
+    """Packed trees, each group read when it is asked for. Example: `for group in pack(trees, 2048): TreeBatch.of(group)`."""
+
+    trees: Sequence[Tree]
+    places: Sequence[Int[np.ndarray, "_"]]
+    """For each group, where its trees stand."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, at: int) -> list[Tree]: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Groups": ...
+    def __getitem__(self, at: int | slice) -> "list[Tree] | Groups":
+        if isinstance(at, slice):
+            return replace(self, places=self.places[at])
+        return [self.trees[place] for place in self.places[at].tolist()]
+
+
+def pack(trees: Sequence[Tree], budget: int, *, shared: int = 0) -> Groups:
     """Split trees into groups of at most `budget` tokens each, longest first, so that few groups do and all are alike in length.
 
-    First fit decreasing: at most 11/9 of the least possible number of groups. A tree above the budget has a group of its own.
+    First fit decreasing (`truing.data.packing`), equal sizes by key. A tree above the budget has a group of its own.
     The first `shared` tokens of every trunk, which all trees begin with, are computed once a group and count once.
     """
-    groups: list[list[Tree]] = []
-    room: list[int] = []
-    for tree in sorted(trees, key=lambda t: (-t.size, t.key)):
-        own = tree.size - shared
-        fit = next((i for i, left in enumerate(room) if own <= left), None)
-        if fit is None:
-            groups.append([tree])
-            room.append(budget - tree.size)
-        else:
-            groups[fit].append(tree)
-            room[fit] -= own
-    return groups
+    return Groups(trees=trees, places=first_fit(sizes_of(trees), budget=budget, keys=keys_of(trees), shared=shared))

@@ -1,7 +1,6 @@
 """What a model does on held-out records, one number a record, so that any interval can be made of it (`truing.statistics`)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,10 +29,11 @@ def per_tree(
     """
     found: list[list[float]] = [[] for _ in trees]
     done = 0
-    for group in pack([replace(tree, key=index) for index, tree in enumerate(trees)], budget, shared=shared):
+    groups = pack(trees, budget, shared=shared)
+    for places, group in zip(groups.places, groups, strict=True):
         batch = TreeBatch.of(group, device)
         for tree, value in zip(batch.tree.tolist(), measure(batch).tolist(), strict=True):
-            found[group[tree].key].append(value)
+            found[places[tree]].append(value)
         done += len(group)
         give_back()
         if progress:

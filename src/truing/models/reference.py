@@ -1,89 +1,180 @@
 """log pi_ref of every scored token, computed before the first step and kept: no second model is held while training.
 
-The reference is the policy as it stands in memory when training starts, with any adapter switched off. Results are stored by the
-hash of its weights and of the tokens themselves, so changed data or another model misses the store.
+The reference is the policy as it stands in memory when training starts, with any adapter switched off. Results lie in a file of
+numbers, keyed by the hash of its weights and of the tokens themselves, so that changed data or another model misses it. A pass
+that was interrupted goes on where it stopped.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import torch
-from safetensors.torch import load, save
+from jaxtyping import Int
 from torch import Tensor
 
-from truing.data.tree import Tree, TreeBatch
+from truing.data.store import StoredTrees
+from truing.data.tree import Groups, Subset, Tree, TreeBatch, keys_of, sizes_of
 from truing.memory import give_back
 from truing.models.load import weights_hash
 from truing.models.lora import adapter_off
 from truing.models.policy import Policy
 from truing.parallel.world import World
-from truing.runs.durable import make_folder, write_file
+from truing.runs.durable import make_folder, remove, to_json, write_file
+from truing.runs.flat import FlatFile
+
+Places = Sequence[Int[np.ndarray, "_"]]
+
+VALUES, DONE = "values.f32", "done.json"
+KEPT_EVERY = 1 << 16
+"""Tokens after which what was computed is written and a stop is honoured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referenced(Sequence[Tree]):
+    """Trees with their scored tokens' log-probabilities under the reference, which are read when a tree is asked for."""
+
+    trees: Sequence[Tree]
+    values: FlatFile
+    at: Int[np.ndarray, " bound"]
+    """Where the values of each tree begin, and the end. Those of a tree that was in no group are NaN."""
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    @overload
+    def __getitem__(self, at: int) -> Tree: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
+    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
+        if isinstance(at, slice):
+            return Subset.sliced(self, at)
+        number = range(len(self))[at]
+        start, end = self.at[number : number + 2].tolist()
+        return self.trees[number].with_reference(torch.from_numpy(self.values.read(start, end - start)))
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " tree"]:
+        return sizes_of(self.trees)
+
+    @property
+    def keys(self) -> Int[np.ndarray, " tree"]:
+        return keys_of(self.trees)
 
 
 def with_reference(
     policy: Policy,
     trees: Sequence[Tree],
-    groups: Iterable[Sequence[Tree]],
+    groups: Iterable[Int[np.ndarray, "_"]],
     *,
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     world: World | None = None,
-) -> list[Tree]:
+    stop: Callable[[], None] | None = None,
+) -> Sequence[Tree]:
     """The same trees, each with its scored tokens' log-probabilities under the reference; each rank computes its share.
 
-    `groups` says which trees share a forward pass. Given the micro-batches of the first epoch, policy and reference are rounded
-    alike, so that the first loss of DPO is ln 2 to the last bit in bf16 too. `store` is a folder that keeps results between runs.
+    `groups` says which trees (by their places) share a forward pass. Given the micro-batches of the first epoch, policy and
+    reference are rounded alike, so that the first loss of DPO is ln 2 to the last bit in bf16 too. `store` is a folder that keeps
+    results between runs. `stop` is called, on all ranks alike, whenever results are on disk: it may raise.
     """
-    path = store / f"{_policy_key(policy)}.safetensors" if store else None
-    known = _read(path) if path else {}
-    keys = {tree: tree_key(tree) for tree in trees}
-    missing = [group for group in groups if any(keys[tree] not in known for tree in group)]
-
-    def computed(share: Sequence[Sequence[Tree]]) -> list[Tensor]:
-        found = []
-        for group in share:
-            with torch.no_grad(), adapter_off(policy.model):
-                found.append(policy.log_probs(TreeBatch.of(group, policy.device)).cpu())
-            give_back()
-            if progress:
-                progress(len(found), len(share))
-        return found
-
     world = world or World()
-    for group, values in zip(missing, world.spread(missing, computed), strict=True):
-        of_trees = values.split([sum(tree.scored) for tree in group])
-        known.update(zip((keys[tree] for tree in group), of_trees, strict=True))
-    if path and missing and world.rank == 0:
-        make_folder(path.parent)
-        write_file(path, _bytes(known))
-    world.wait()  # until it is written: the next call begins with reading it
-    return [tree.with_reference(known[keys[tree]]) for tree in trees]
+    places = list(groups)
+    counts = _scored(trees)
+    at = np.concatenate([[0], np.cumsum(counts)])
+    folder = store / _key(policy, trees, places) if store else None
+    batches = hashlib.sha256(b"".join(np.append(group, -1).astype("<i8").tobytes() for group in places)).hexdigest()
+    values, done = _opened(folder, int(at[-1]), batches, len(places), world)
+    first = done
+    for end in _ends(sizes_of(trees), places, done):
+
+        def tick(count: int, before: int = done) -> None:
+            if progress:
+                progress(min(before + count * world.size, len(places)) - first, len(places) - first)
+
+        chunk = Groups(trees=trees, places=places[done:end])
+        for group, found in zip(chunk.places, world.spread(chunk, lambda share: _computed(policy, share, tick)), strict=True):
+            if world.rank == 0 or folder is None:
+                parts = found.split(counts[group].tolist())
+                for place, part in zip(group.tolist(), parts, strict=True):
+                    values.write(int(at[place]), part.numpy())
+        done = end
+        if folder and world.rank == 0:
+            values.sync()
+            write_file(folder / DONE, to_json({"batches": batches, "done": done, "of": len(places)}))
+        if stop and done < len(places):
+            stop()
+    world.wait()  # until it is written: what follows reads it
+    return Referenced(trees=trees, values=values, at=at)
 
 
-def _policy_key(policy: Policy) -> str:
+def _scored(trees: Sequence[Tree]) -> Int[np.ndarray, " tree"]:
+    """How many scored tokens each tree has."""
+    if isinstance(trees, StoredTrees):
+        return trees.scored
+    return np.array([sum(tree.scored) for tree in trees], dtype=np.int64)
+
+
+def _computed(policy: Policy, share: Sequence[Sequence[Tree]], tick: Callable[[int], None]) -> list[Tensor]:
+    found = []
+    for group in share:
+        with torch.no_grad(), adapter_off(policy.model):
+            found.append(policy.log_probs(TreeBatch.of(group, policy.device)).cpu())
+        give_back()
+        tick(len(found))
+    return found
+
+
+def _opened(folder: Path | None, count: int, batches: str, of: int, world: World) -> tuple[FlatFile, int]:
+    """The file of values and how many groups are in it; rank 0 makes it anew where it was begun in other batches."""
+    kind = np.dtype("<f4")
+    if folder is None:
+        return FlatFile.filled(None, kind, count, np.nan), 0
+    if world.rank == 0:
+        found = json.loads((folder / DONE).read_bytes()) if (folder / DONE).is_file() else {}
+        whole = bool(found) and found["done"] == found["of"]
+        if not whole and found.get("batches") != batches:
+            make_folder(folder)
+            remove(folder / DONE)
+            FlatFile.filled(folder / VALUES, kind, count, np.nan).sync()
+            found = {"batches": batches, "done": 0, "of": of}
+            write_file(folder / DONE, to_json(found))
+        done = of if whole else found["done"]
+    else:
+        done = 0
+    done = world.largest(done)
+    values = FlatFile.open(folder / VALUES, kind, write=world.rank == 0)
+    assert len(values) == count, f"{folder}: has {len(values)} values, {count} were written"
+    return values, done
+
+
+def _ends(sizes: Int[np.ndarray, " tree"], places: Places, done: int) -> Iterator[int]:
+    """Where to stop and write: the number of groups that are done by then, the last time that of all."""
+    tokens = 0
+    for number in range(done, len(places)):
+        tokens += int(sizes[places[number]].sum())
+        if tokens >= KEPT_EVERY or number == len(places) - 1:
+            yield number + 1
+            tokens = 0
+
+
+def _key(policy: Policy, trees: Sequence[Tree], places: Places) -> str:
     base = {name.replace(".base_layer", ""): value for name, value in policy.model.named_parameters() if "lora_" not in name}
-    return hashlib.sha256(f"{weights_hash(base)} {policy.dtype} {policy.layout} by token".encode()).hexdigest()
+    digest = hashlib.sha256(f"{weights_hash(base)} {policy.dtype} {policy.layout} by token".encode())
+    if isinstance(trees, StoredTrees):
+        digest.update(trees.fingerprint.encode())
+    else:
+        for tree in trees:
+            digest.update(tree_key(tree))
+    digest.update(np.unique(np.concatenate([*places, np.empty(0, np.int64)])).astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def tree_key(tree: Tree) -> bytes:
     """A name for a tree's tokens: trees of the same tokens, scored alike, have the same log-probabilities."""
     parts = (tree.trunk, *((branch.tokens, branch.scored) for branch in tree.branches))
     return hashlib.sha256(repr(parts).encode()).digest()
-
-
-def _bytes(known: Mapping[bytes, Tensor]) -> bytes:
-    tensors = {
-        "keys": torch.tensor([list(key) for key in known], dtype=torch.uint8),
-        "tokens": torch.tensor([len(values) for values in known.values()]),
-        "values": torch.cat(list(known.values())),
-    }
-    return save(tensors)
-
-
-def _read(path: Path) -> dict[bytes, Tensor]:
-    if not path.is_file():
-        return {}
-    tensors = load(path.read_bytes())
-    values = tensors["values"].split(tensors["tokens"].tolist())
-    return dict(zip(map(bytes, tensors["keys"].tolist()), values, strict=True))

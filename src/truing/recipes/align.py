@@ -6,7 +6,7 @@ Each stage is a run of its own in the folder of this one, so the same command go
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from truing.models.load import load_tokenizer
 from truing.models.lora import LoRA
 from truing.parallel.world import World
 from truing.recipes import preference, reward_model, sft
-from truing.recipes.examples import examples
+from truing.recipes.examples import STORES, examples
 from truing.recipes.fit import AFTER, BEFORE, load_policy, load_reward_model, model_folder, model_path
 from truing.recipes.settings import Data, Optimizer, torch_dtype
 from truing.records import Preference
@@ -122,7 +122,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
 def _stages(config: Config) -> dict[str, Callable[[Sequence[Sink]], Path]]:
     def shared(stage: Stage, model: str, name: str) -> dict[str, Any]:
         return {
-            "data": config.data,
+            "data": _shared_data(config),
             "model": model,
             "run": config.run / name,
             "seed": config.seed,
@@ -148,6 +148,11 @@ def _stages(config: Config) -> dict[str, Callable[[Sequence[Sink]], Path]]:
     }
 
 
+def _shared_data(config: Config) -> Data:
+    """The data, encoded once for all stages that read it alike."""
+    return config.data if config.data.cache else replace(config.data, cache=config.run / STORES)
+
+
 def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
     """Base, SFT and tuned model on the held-out rows; what was measured before an interruption is not measured again."""
     models = {"base": model_folder(config.model), "sft": config.run / "sft", "tuned": config.run / "preference"}
@@ -155,7 +160,7 @@ def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
     make_folder(folder)
     dtype = torch_dtype(config.dtype)
     chat = ChatTokenizer.of(load_tokenizer(model_path(config.run / "sft")), template=config.data.template)
-    rows = examples(config.data, chat, (Preference,)).held_out
+    rows = examples(_shared_data(config), chat, (Preference,)).held_out
     held = Held.of(rows.records, rows.trees, chat, config.evaluate_rows)
     for sink in sinks:
         sink.stage("evaluation", 3 * len(models))

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from truing.recipes import RECIPES, module_of
 from truing.recipes import align as align_recipe
 from truing.recipes import compare as compare_recipe
 from truing.recipes import tasks as tasks_recipe
-from truing.recipes.examples import asked, examples
+from truing.recipes.examples import examples
 from truing.recipes.fit import load_policy, model_folder, template_of
 from truing.recipes.ppo import PRESETS as PPO_PRESETS
 from truing.recipes.preflight import preflight
+from truing.recipes.selection import asked
 from truing.recipes.settings import Shared, torch_dtype
 from truing.recipes.showing import token_lines
 from truing.records import Demonstration, Feedback, Message, Preference, Prompt, Ranking, Record
@@ -131,8 +133,10 @@ def check(recipe: str, settings: Sequence[str], shown: int) -> None:
     out.write("\n".join(found.lines()) + "\n")
     concerns = preflight(method, loaded.resolved, chat, len(found.train.trees), desirable=found.train.desirable)
     out.writelines(f"  warning: {concern}\n" for concern in concerns)
-    for tree in found.train.trees[:shown]:
-        record = found.train.records[tree.key]
+    trees = list(found.train.trees[:shown])
+    records = list(islice(found.train.reread(), trees[-1].key + 1)) if trees else []
+    for tree in trees:
+        record = records[tree.key]
         out.write(token_lines(tree, chat, f"{record.origin}: {len(asked(record))} messages"))
     policy, reason = load_policy(start, torch_dtype(config.dtype))
     parameters = sum(p.numel() for p in policy.parameters())

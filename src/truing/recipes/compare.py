@@ -35,8 +35,9 @@ from truing.evals.tasks.evaluate import Model
 from truing.memory import give_back
 from truing.models.heads import RewardModel
 from truing.models.load import load_tokenizer
-from truing.recipes.examples import PACKAGED, asked, examples
+from truing.recipes.examples import examples
 from truing.recipes.fit import HEAD, MODEL, load_reward_model, model_folder, model_path, template_of
+from truing.recipes.selection import PACKAGED, asked
 from truing.recipes.settings import Data, device, torch_dtype
 from truing.records import Messages, Preference, Prompt, Record
 from truing.rewards.rules import RULES, Rule
@@ -264,7 +265,8 @@ def _of_run(run: Path, most: int | None) -> Held:
     found = examples(data, chat, (Preference,))
     if not found.held_out.trees:
         raise ValueError(f"{run}: its settings held no row out; name prompts=FILE")
-    records = [found.held_out.records[tree.key] for tree in found.held_out.trees][:most]
+    every = found.held_out.records
+    records = [every[key] for key in found.held_out.trees.keys[:most].tolist()]
     items: dict[str, Item] = {}
     for record in records:
         items.setdefault(_key(asked(record)), _item(record))

@@ -1,44 +1,74 @@
-"""From the data settings to trees: read, filter, split, encode, with every row accounted for."""
+"""From the data settings to trees: read, filter, split, encode, in one pass and in bounded memory, with every row accounted for.
+
+The trees lie in a store (`truing.data.store`): in a cache that several runs share (`data.cache`), under the hash of all that they
+depend on, where what is there and whole is not made again; without one in a temporary file, gone with the process.
+"""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from truing.data.chat import ChatTokenizer, EncodingReport, encode_all
-from truing.data.read import Reading, as_kind, length_bias_filter, read, write_bad_rows
+import truing
+from truing.data.chat import CHUNK, ChatTokenizer, Encoding, EncodingReport
+from truing.data.read import bad_row_line, file_sha256
+from truing.data.store import StoredTrees, TreeWriter
 from truing.data.tree import Tree
-from truing.randomness import counted_seed
+from truing.parallel.world import World
+from truing.recipes.selection import PACKAGED, SIDES, Account, Selection, Side
 from truing.recipes.settings import Data
-from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record
-from truing.runs.durable import make_folder, storage_errors
+from truing.records import Feedback, Preference, Record
+from truing.runs.durable import (
+    STAGING,
+    adopt_folder,
+    inspect_folder,
+    make_folder,
+    read_entry,
+    remove,
+    storage_errors,
+    to_json,
+    verify_folder,
+)
+from truing.runs.lock import RunLock
+from truing.runs.sinks import Tick
 
-PACKAGED = {"everyday": Path(__file__).parent / "everyday" / "preferences.csv"}
-"""Data sets that come with the package, by the name that `data.path` knows them under."""
+ACCOUNT, BAD_ROWS, STORES = "account.json", "bad_rows.jsonl", "examples"
+VERSION = 1
+"""Of the way in which records become trees and trees become files: another one misses every store."""
+PATIENCE = 1.0
+"""Seconds after which progress is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One side of the split: records and the trees of those that have one (`tree.key` is the record's index)."""
+    """One side of the split: the trees of those records that have one (`tree.key` is the record's index among `records`)."""
 
-    records: tuple[Record, ...]
-    trees: list[Tree]
+    trees: StoredTrees
     report: EncodingReport
+    reread: Callable[[], Iterator[Record]] = field(repr=False)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records, read again from the file: they are not kept."""
+        return tuple(self.reread())
 
     @property
     def desirable(self) -> int | None:
         """How many trees hold an answer that was approved of; None where answers are not judged one by one."""
-        judged = [tree.desirable for tree in self.trees if tree.desirable is not None]
-        return sum(map(sum, judged)) if judged else None
+        return self.trees.desirable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
     """What a recipe trains and measures on. Example: `print("\\n".join(examples(data, chat, Preference).lines()))`."""
 
-    reading: Reading
-    too_long_chosen: int
-    """Pairs dropped by the length-bias filter."""
+    reading: Account
     train: Split
     held_out: Split
 
@@ -46,63 +76,141 @@ class Examples:
         """The account of all rows, for people."""
         reading, train, held = self.reading, self.train, self.held_out
         lines = [
-            f"{reading.file}: {reading.format}, {reading.rows_in} rows = {reading.rows_used} used + {len(reading.bad_rows)} skipped"
+            f"{reading.file}: {reading.format}, {reading.rows_in} rows = {reading.rows_used} used + {reading.bad_rows} skipped"
         ]
         lines += [f"  skipped {count}: {reason}" for reason, count in reading.reasons.items()]
-        if self.too_long_chosen:
-            lines.append(f"  {self.too_long_chosen} pairs dropped: the chosen answer is too many times as long as the rejected one")
+        if reading.too_long_chosen:
+            lines.append(
+                f"  {reading.too_long_chosen} pairs dropped: the chosen answer is too many times as long as the rejected one"
+            )
         for name, split in (("train", train), ("held out", held)):
             lines += [f"  {name}: {line}" for line in str(split.report).splitlines()]
         return lines
 
 
-def examples(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], *, run: Path | None = None) -> Examples:
-    """Read and encode; records are taken as the first of `kinds` that the file can give.
+def examples(
+    data: Data,
+    chat: ChatTokenizer,
+    kinds: Sequence[type[Record]],
+    *,
+    run: Path | None = None,
+    progress: Tick | None = None,
+    world: World | None = None,
+) -> Examples:
+    """Read and encode, unless a store has it; records are taken as the first of `kinds` that the file can give.
 
-    Broken rows go to `bad_rows.jsonl` in the run's folder. Raises ValueError when nothing is left on the training side.
+    Broken rows go to `bad_rows.jsonl` in the run's folder. What goes to a cache is made by rank 0 for all ranks. Raises ValueError
+    when nothing is left on the training side.
     """
-    reading = read(PACKAGED.get(data.path, data.path), mapping=data.mapping, on_bad_row=data.on_bad_row)
-    if reading.bad_rows and run:
-        make_folder(run)
-        with storage_errors(run):
-            write_bad_rows(run / "bad_rows.jsonl", reading.bad_rows)
-    records = _as_first(reading.records, kinds)
-    dropped = 0
-    if data.length_factor is not None:
-        pairs = [record for record in records if isinstance(record, Preference)]
-        if len(pairs) < len(records):
-            other = next(type(record).__name__ for record in records if not isinstance(record, Preference))
-            raise ValueError(
-                f"{data.path}: data.length_factor compares the two answers of pairs, not {other} records; leave it out"
-            )
-        kept, long = length_bias_filter(pairs, data.length_factor)
-        records, dropped = tuple(kept), len(long)
-    held = [_is_held_out(record, data) for record in records]
-    if data.held_out_by and not any(held):
-        raise ValueError(_nothing_held_out(records, data, data.held_out_by))
-    train = [record for record, out in zip(records, held, strict=True) if not out][: data.rows]
-    found = Examples(
-        reading=reading,
-        too_long_chosen=dropped,
-        train=_encode(train, chat, data),
-        held_out=_encode([record for record, out in zip(records, held, strict=True) if out], chat, data),
-    )
+    world = world or World()
+    if world.rank and data.cache:
+        final: Path = world.gather([])[0]
+        return _opened(final, data, kinds)
+    with _home(data.cache) as home:
+        final = _store(data, chat, kinds, home, progress)
+        found = _opened(final, data, kinds)
+        if found.reading.bad_rows and run and not world.rank:
+            make_folder(run)
+            with storage_errors(run):
+                shutil.copyfile(final / BAD_ROWS, run / BAD_ROWS)
     if not found.train.trees:
         raise ValueError("\n".join([f"{data.path}: no row is left to train on", *found.lines()]))
+    if data.cache:
+        world.gather([final])
     return found
 
 
-def _as_first(records: tuple[Record, ...], kinds: Sequence[type[Record]]) -> tuple[Record, ...]:
-    held = {type(record) for record in records}
-    if held <= set(kinds):
-        return records
-    return as_kind(records, kinds[0])
+@contextmanager
+def _home(cache: Path | None) -> Iterator[Path]:
+    """The folder of stores, which nobody else writes at the same time."""
+    with ExitStack() as stack:
+        if cache:
+            make_folder(cache)
+            stack.callback(RunLock.acquire(cache).release)
+            yield cache
+        else:
+            # the open files outlive their names
+            yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="truing-")))
 
 
-def _encode(records: Sequence[Record], chat: ChatTokenizer, data: Data) -> Split:
-    trees, report = encode_all(records, chat, max_tokens=data.max_tokens, truncate=data.truncate)
-    trees = [_labelled(tree, records[tree.key]) for tree in trees]
-    return Split(records=tuple(records), trees=trees, report=report)
+def _store(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], home: Path, progress: Tick | None) -> Path:
+    """The whole store of these settings, made where it is not there."""
+    path = PACKAGED.get(data.path, Path(data.path))
+    known = home / _key(data, chat, kinds, file_sha256(path)) if path.is_file() else None
+    if known and verify_folder(known):
+        return known
+    for left_over in home.glob(f"{STAGING}*"):
+        remove(left_over)
+    scratch = home / f"{STAGING}making"
+    make_folder(scratch)
+    try:
+        account = _encode(data, chat, kinds, scratch, progress)
+        final = home / _key(data, chat, kinds, account.sha256)
+        if verify_folder(final):
+            remove(scratch)
+        else:
+            adopt_folder(scratch, final)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return final
+
+
+def _key(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], sha256: str) -> str:
+    """The hash of everything that decides what is in a store."""
+    settings = asdict(replace(data, cache=None))
+    parts = [VERSION, truing.__version__, settings, [kind.__name__ for kind in kinds], chat.fingerprint, sha256]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _encode(data: Data, chat: ChatTokenizer, kinds: Sequence[type[Record]], folder: Path, progress: Tick | None) -> Account:
+    """One pass over the file: trees, bad rows and the account of both into a folder."""
+    writer = TreeWriter(folder, SIDES)
+    encodings = {side: Encoding(chat, max_tokens=data.max_tokens, truncate=data.truncate) for side in SIDES}
+    waiting: dict[Side, list[Record]] = {side: [] for side in SIDES}
+
+    def flush(side: Side) -> None:
+        records, first = waiting[side], encodings[side].report().records
+        for tree in encodings[side].trees(records):
+            writer.append(side, _labelled(tree, records[tree.key - first]))
+        records.clear()
+
+    with (folder / BAD_ROWS).open("wb") as bad_rows:
+        selection = Selection(
+            data=data,
+            kinds=kinds,
+            on_bad_row=lambda row: _write(bad_rows.write, bad_row_line(row), folder),
+            progress=_late(progress),
+        )
+        for side, record in selection:
+            waiting[side].append(record)
+            if len(waiting[side]) == CHUNK:
+                flush(side)
+    for side in SIDES:
+        flush(side)
+    writer.close()
+    account = selection.account
+    assert account is not None, "all rows have been read"
+    reports: dict[str, object] = {side: _report_json(encodings[side].report()) for side in SIDES}
+    reading = {**asdict(account), "reasons": list(account.reasons.items())}
+    _write((folder / ACCOUNT).write_bytes, to_json({"reading": reading, **reports}), folder)
+    return account
+
+
+def _write(write: Callable[[bytes], object], data: bytes, folder: Path) -> None:
+    with storage_errors(folder):
+        write(data)
+
+
+def _late(progress: Tick | None) -> Tick | None:
+    """Progress that begins to be told when it has taken a moment."""
+    began = time.monotonic()
+
+    def tick(done: int, total: int) -> None:
+        if progress and done and time.monotonic() - began > PATIENCE:
+            progress(min(done, total), total)
+
+    return tick if progress else None
 
 
 def _labelled(tree: Tree, record: Record) -> Tree:
@@ -116,31 +224,26 @@ def _labelled(tree: Tree, record: Record) -> Tree:
             return tree
 
 
-def _is_held_out(record: Record, data: Data) -> bool:
-    if data.held_out_by:
-        return record.tags.get(data.held_out_by) in data.held_out
-    # by a hash of the prompt, so that a prompt with many rows is never on both sides and more rows move nobody
-    digest = hashlib.sha256(repr([(m.role, m.content) for m in asked(record)]).encode()).digest()
-    place = counted_seed(0, "held out", int.from_bytes(digest[:8])) / 2**63
-    return place < data.held_out_share
+def _opened(folder: Path, data: Data, kinds: Sequence[type[Record]]) -> Examples:
+    manifest = inspect_folder(folder, contents=False)
+    raw = json.loads(read_entry(folder, manifest[ACCOUNT]))
+
+    def split(side: Side) -> Split:
+        def reread() -> Iterator[Record]:
+            return (record for of, record in Selection(data=data, kinds=kinds) if of == side)
+
+        return Split(trees=StoredTrees.open(folder, manifest, side), report=_report(raw[side]), reread=reread)
+
+    reading = Account(**{**raw["reading"], "reasons": dict(raw["reading"]["reasons"])})
+    return Examples(reading=reading, train=split("train"), held_out=split("held_out"))
 
 
-def _nothing_held_out(records: Sequence[Record], data: Data, column: str) -> str:
-    values = sorted({record.tags[column] for record in records if column in record.tags})
-    if not values:
-        columns = sorted({name for record in records for name in record.tags})
-        return f"{data.path}: no column {column}; data.held_out_by can be {' or '.join(columns) or 'null only'}"
-    chosen = f"none of {', '.join(data.held_out)}" if data.held_out else "nothing"
-    more = f" and {len(values) - 10} more" if len(values) > 10 else ""
-    return f"{data.path}: data.held_out names {chosen} of column {column}, which holds {', '.join(values[:10])}{more}"
+def _report_json(report: EncodingReport) -> dict[str, Any]:
+    # as pairs, because the order is part of the account
+    return {**asdict(report), "counts": list(report.counts.items()), "examples": list(report.examples.items())}
 
 
-def asked(record: Record) -> Messages:
-    """The conversation that a record's response answers."""
-    match record:
-        case Prompt():
-            return record.messages
-        case Demonstration():
-            return record.messages[:-1]
-        case Preference() | Ranking() | Feedback():
-            return record.prompt
+def _report(raw: dict[str, Any]) -> EncodingReport:
+    named = {kind: tuple(names) for kind, names in raw["examples"]}
+    counts = dict(raw["counts"])
+    return EncodingReport(records=raw["records"], trees=raw["trees"], counts=counts, examples=named, cut_tokens=raw["cut_tokens"])

@@ -4,11 +4,12 @@ A recipe says what a batch asks (`Plan`); all else (loading, adapters, reference
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -23,7 +24,7 @@ from truing.models.load import load_causal, load_tokenizer, save_model, weights_
 from truing.models.lora import add_lora, has_lora, merge
 from truing.models.policy import Policy, probe
 from truing.models.reference import tree_key, with_reference
-from truing.objectives import AnyObjective, UnpairedFeedback, averaged, prepared
+from truing.objectives import AnyObjective, UnpairedFeedback, WholeBatchObjective, averaged, prepared
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
 from truing.recipes.preflight import preflight, refuse
@@ -71,7 +72,8 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     sinks = sinks if world.rank == 0 else ()
     start = model_folder(shared.model)
     chat = ChatTokenizer.of(load_tokenizer(start), template=shared.data.template)
-    found = examples(shared.data, chat, plan.kinds, run=folder if world.rank == 0 else None)
+    tick = counted(sinks, f"{folder.name}: reading and encoding")
+    found = examples(shared.data, chat, plan.kinds, run=folder, progress=tick, world=world)
     concerns = preflight(plan.method, resolved, chat, len(found.train.trees), desirable=found.train.desirable)
     if shared.strict:
         refuse(concerns)
@@ -95,19 +97,22 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         def bar(what: str) -> Tick:
             return counted(sinks, f"{folder.name}: {what}")
 
-        held_out, objective, compared = found.held_out.trees, plan.objective, plan.compared(found.held_out.trees)
+        held_out: Sequence[Tree] = found.held_out.trees
+        objective, compared = plan.objective, plan.compared(held_out)
         before = _before(run, plan, model, compared, bar("held out, before"), world) if shared.measure_before else None
         if plan.needs_reference and plan.trust_region is None:
             store = folder / "reference"
-            groups = list(source.first_epoch())
-            trees = with_reference(policy, source.trees, groups, store=store, progress=bar("reference"), world=world)
-            source.trees = tuple(trees)
-            if shared.evaluate_every:
-                held_out = with_reference(policy, held_out, pack(held_out, shared.micro_tokens), store=store, world=world)
+
+            def referenced(trees: Sequence[Tree], groups: Iterable[np.ndarray], what: str) -> Sequence[Tree]:
+                tick, stop = bar(what), run.stop_if_asked
+                return with_reference(policy, trees, groups, store=store, progress=tick, world=world, stop=stop)
+
+            source.trees = referenced(source.trees, source.first_epoch(run.max_steps), "reference")
+            if shared.evaluate_every and held_out:
+                held_out = referenced(held_out, pack(held_out, shared.micro_tokens).places, "reference of held-out rows")
             if isinstance(objective, UnpairedFeedback):
-                groups = _mismatched_groups(objective, source, run.max_steps, held_out, shared.micro_tokens)
-                pairs, what = [tree for group in groups for tree in group], "reference of mismatched responses"
-                objective = objective.knowing(with_reference(policy, pairs, groups, store=store, progress=bar(what), world=world))
+                pairs, groups = _mismatched_groups(objective, source, run.max_steps, held_out, shared.micro_tokens)
+                objective = objective.knowing(referenced(pairs, groups, "reference of mismatched responses"))
         learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
         if plan.trust_region is not None:
             reference = MovingReference(learner.trained, plan.trust_region)
@@ -217,27 +222,33 @@ def template_of(run: Path) -> Style:
 @torch.no_grad()
 def averages(model: nn.Module, objective: AnyObjective, trees: Sequence[Tree], budget: int, world: World) -> dict[str, float]:
     """The objective's metrics over a set of trees, of which each rank takes its share."""
-    batches = [TreeBatch.of(group, device()) for group in pack(trees, budget)[world.rank :: world.size]]
+    groups = pack(trees, budget)[world.rank :: world.size]
+    if not isinstance(objective, WholeBatchObjective):
+        return averaged(world.gather([objective(model, TreeBatch.of(group, device())).metrics for group in groups]))
+    batches = [TreeBatch.of(group, device()) for group in groups]
     found = zip(batches, prepared(objective, model, batches, world).of_batches, strict=True)
     return averaged(world.gather([objective(model, batch, *statistic).metrics for batch, statistic in found]))
 
 
 def _mismatched_groups(
     objective: UnpairedFeedback, source: TreeSource, steps: int, held_out: Sequence[Tree], budget: int
-) -> list[list[Tree]]:
-    """What of mismatched prompts and responses the objective will ask the reference for, as it will be computed, each pair once."""
+) -> tuple[list[Tree], list[np.ndarray]]:
+    """What of mismatched prompts and responses the objective will ask the reference for, each once and in an order that no rank
+    decides, and which of them are computed together.
+    """
     batches = [[source.micro_batches(step, rank) for rank in range(source.ranks)] for step in range(steps)]
-    parts = [[group for of_rank in batch for group in of_rank] for batch in batches] + [pack(held_out, budget)]
-    found: list[list[Tree]] = []
-    known: set[bytes] = set()
+    parts = [*([group for of_rank in batch for group in of_rank] for batch in batches), pack(held_out, budget)]
+    known: dict[bytes, Tree] = {}
+    groups: list[list[bytes]] = []
     for part in parts:
         pairs = objective.mismatched([tree for group in part for tree in group])
         for group in part:
-            wanted = [pairs[tree.key] for tree in group if tree.key in pairs]
-            if any(tree_key(tree) not in known for tree in wanted):
-                found.append(wanted)
-                known.update(map(tree_key, wanted))
-    return found
+            wanted = {tree_key(pairs[tree.key]): pairs[tree.key] for tree in group if tree.key in pairs}
+            if not wanted.keys() <= known.keys():
+                groups.append(list(wanted))
+                known |= wanted
+    place = {key: number for number, key in enumerate(sorted(known))}
+    return [known[key] for key in place], [np.array([place[key] for key in group]) for group in groups]
 
 
 def _before(run: Run, plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: Tick, world: World) -> list[float] | None:

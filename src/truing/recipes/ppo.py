@@ -125,7 +125,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
     chat = ChatTokenizer.of(load_tokenizer(start), template=config.data.template)
     dtype = torch_dtype(config.dtype)
     policy, reason = load_policy(start, dtype)
-    found = examples(_prompts_only(config, policy), chat, (Prompt,), run=folder if world.rank == 0 else None)
+    found = examples(_prompts_only(config, policy), chat, (Prompt,), run=folder, world=world)
     concerns = preflight(method, resolved, chat, len(found.train.trees), prompts=found.train.records)
     if config.strict:
         refuse(concerns)

@@ -38,6 +38,8 @@ class Data:
     """What gives way first: the end of the response, or the oldest turns of the prompt."""
     template: Literal["auto", "chat", "plain", "continue"] = "auto"
     """How conversations become text: the tokenizer's chat template, blank lines, or nothing between prompt and response."""
+    cache: Path | None = None
+    """A folder where tokenised data is kept for further runs and for continuing this one; null makes it anew at each start."""
 
 
 @dataclass(frozen=True, kw_only=True)

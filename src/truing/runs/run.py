@@ -90,7 +90,7 @@ class Run:
     """One run. Example: `with Run.open(folder, config, ..., store=Checkpoints) as run: train(run, learner, objective, source)`."""
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
-        *("logging.*", "save_every", "keep", "name", "folder", "run", "strict", "run.name", "run.folder"),
+        *("logging.*", "data.cache", "save_every", "keep", "name", "folder", "run", "strict", "run.name", "run.folder"),
         *("run.save_every", "run.keep", "run.logging.*", "train.save_every", "train.keep"),
     )
     """Dotted config keys (with `*`) that say where and how often to write: they may change when a run continues, no other may."""
@@ -247,6 +247,12 @@ class Run:
             if self.interrupted and self._saved == self._step:
                 raise Interrupted(self.interrupted)
             yield step
+
+    def stop_if_asked(self) -> None:
+        """Raises Interrupted once a signal has come to any rank: for work before the first step that keeps its own results."""
+        self.interrupted = self._largest(self._signal)
+        if self.interrupted:
+            raise Interrupted(self.interrupted)
 
     def log(self, step: int, metrics: Mapping[str, float | int], *, tokens: float | None = None) -> None:
         """Adds a line to metrics.jsonl. Nothing that depends on the clock goes in: a continued run has the same bytes.

@@ -50,29 +50,54 @@ class EncodingReport:
         return "\n".join(lines)
 
 
+class Encoding:
+    """Records to trees, some at a time, and the account of all so far. Example: `Encoding(chat, max_tokens=512).trees(records)`."""
+
+    def __init__(self, chat: ChatTokenizer, *, max_tokens: int, truncate: Truncate = "response") -> None:
+        self.chat = chat
+        self.max_tokens = max_tokens
+        self.truncate: Truncate = truncate
+        self._records = self._trees = self._cut = 0
+        self._counts: Counter[Problem | Note] = Counter()
+        self._examples: dict[Problem | Note, tuple[str, ...]] = {}
+
+    def trees(self, records: Sequence[Record]) -> list[Tree]:
+        """The trees of the next records that have one, keyed by the record's number among all; branches in the record's own order.
+
+        With `truncate="prompt"` a record that overruns first loses the oldest turns of its prompt, never the system's or the last.
+        """
+        found: list[Tree] = []
+        encoded = _encode(records, self.chat, max_tokens=self.max_tokens, truncate=self.truncate, begin=self._records)
+        for key, (record, grown) in enumerate(zip(records, encoded, strict=True), start=self._records):
+            for kind in (grown.problem,) if grown.problem else grown.notes:
+                self._counts[kind] += 1
+                if self._counts[kind] <= EXAMPLES:
+                    self._examples[kind] = (*self._examples.get(kind, ()), name_of(record, key))
+            if grown.tree is not None:
+                found.append(grown.tree)
+                self._cut += grown.cut_tokens
+        self._records += len(records)
+        self._trees += len(found)
+        return found
+
+    def report(self) -> EncodingReport:
+        """What happened to the records so far."""
+        return EncodingReport(
+            records=self._records,
+            trees=self._trees,
+            counts=dict(self._counts),
+            examples=dict(self._examples),
+            cut_tokens=self._cut,
+        )
+
+
 def encode_all(
     records: Sequence[Record], chat: ChatTokenizer, *, max_tokens: int, truncate: Truncate = "response"
 ) -> tuple[list[Tree], EncodingReport]:
-    """The trees of all records that have one, in order, keyed by the record's index; branches stand in the record's own order.
-
-    With `truncate="prompt"` a record that overruns first loses the oldest turns of its prompt, never the system's or the last.
-    """
-    trees: list[Tree] = []
-    counts: Counter[Problem | Note] = Counter()
-    examples: dict[Problem | Note, tuple[str, ...]] = {}
-    cut = 0
-    for begin in range(0, len(records), CHUNK):
-        chunk = records[begin : begin + CHUNK]
-        for key, encoded in enumerate(_encode(chunk, chat, max_tokens=max_tokens, truncate=truncate, begin=begin), start=begin):
-            kinds: tuple[Problem | Note, ...] = (encoded.problem,) if encoded.problem else encoded.notes
-            for kind in kinds:
-                counts[kind] += 1
-                if counts[kind] <= EXAMPLES:
-                    examples[kind] = (*examples.get(kind, ()), name_of(records[key], key))
-            if encoded.tree is not None:
-                trees.append(encoded.tree)
-                cut += encoded.cut_tokens
-    return trees, EncodingReport(records=len(records), trees=len(trees), counts=dict(counts), examples=examples, cut_tokens=cut)
+    """The trees of records that are all in memory (`Encoding.trees`), keyed by the record's index, and their account."""
+    encoding = Encoding(chat, max_tokens=max_tokens, truncate=truncate)
+    trees = [tree for begin in range(0, len(records), CHUNK) for tree in encoding.trees(records[begin : begin + CHUNK])]
+    return trees, encoding.report()
 
 
 def draft_of(record: Record, chat: ChatTokenizer) -> Draft | Encoded:
