@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from truing.data.tree import Branch, Tree, TreeBatch
-from truing.functional import segment_sum, token_entropies, token_log_probs
+from truing.functional import segment_sum, token_entropies, token_log_collision, token_log_probs
 from truing.models import attention
 from truing.models.fused import fuse
 
@@ -28,6 +28,14 @@ PROBE_TOLERANCE = 5e-4
 COARSE_TOLERANCE = 0.2
 """Mean difference that it takes for rounding in bf16, where eager and fused attention differ by 0.08 on a 135M model."""
 PROBE_BLOCK = 16
+
+
+class _Head(NamedTuple):
+    """What turns a hidden state into logits."""
+
+    weight: Float[Tensor, "vocabulary width"]
+    bias: Float[Tensor, " vocabulary"] | None
+    softcap: float | None
 
 
 class Policy(nn.Module):
@@ -109,27 +117,41 @@ class Policy(nn.Module):
             logits = self.model(input_ids=rows, attention_mask=mask, use_cache=False).logits
             chosen = logits[batch.response, batch.positions[batch.source]].float() / temperature
             return chosen.log_softmax(-1).gather(1, batch.target[:, None]).squeeze(1)
-        head = self.model.get_output_embeddings()
-        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return token_log_probs(
-            self.hidden(batch, batch.source, batch.response),
-            head.weight,
-            batch.target,
-            bias=getattr(head, "bias", None),
-            scale=1.0 / temperature,
-            softcap=softcap,
-        )
+        hidden = self.hidden(batch, batch.source, batch.response)
+        head = self._head()
+        return token_log_probs(hidden, head.weight, batch.target, bias=head.bias, scale=1.0 / temperature, softcap=head.softcap)
+
+    def log_probs_and_collision(self, batch: TreeBatch) -> tuple[Float[Tensor, " scored"], Float[Tensor, " scored"]]:
+        """log pi of each scored token, and log sum_v pi(v)^2 of its distribution, without gradient.
+
+        The hidden states are computed once, the logits twice. Raises ValueError as `entropies` does.
+        """
+        self._apart("the distribution's collision probability (wpo)")
+        hidden = self.hidden(batch, batch.source, batch.response)
+        head = self._head()
+        log_probs = token_log_probs(hidden, head.weight, batch.target, bias=head.bias, softcap=head.softcap)
+        return log_probs, token_log_collision(hidden, head.weight, bias=head.bias, softcap=head.softcap)
 
     def entropies(self, batch: TreeBatch, *, temperature: float = 1.0) -> Float[Tensor, " scored"]:
-        """Entropy in nats of the distribution that each scored token is of, at the temperature, in fp32."""
+        """Entropy in nats of the distribution that each scored token is of, at the temperature, in fp32.
+
+        Raises ValueError where the model's head cannot be applied to single hidden states.
+        """
+        self._apart("the entropy bonus")
+        hidden = self.hidden(batch, batch.source, batch.response)
+        head = self._head()
+        return token_entropies(hidden, head.weight, bias=head.bias, scale=1.0 / temperature, softcap=head.softcap)
+
+    def _head(self) -> _Head:
         head = self.model.get_output_embeddings()
-        return token_entropies(
-            self.hidden(batch, batch.source, batch.response),
-            head.weight,
-            bias=getattr(head, "bias", None),
-            scale=1.0 / temperature,
-            softcap=getattr(self.model.config.get_text_config(), "final_logit_softcapping", None),
-        )
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return _Head(head.weight, getattr(head, "bias", None), softcap)
+
+    def _apart(self, what: str) -> None:
+        if not self.chunked_head:
+            raise ValueError(
+                f"{what}: this model's head cannot be applied to single hidden states; take another loss or another model"
+            )
 
     def response_log_probs(self, batch: TreeBatch) -> Float[Tensor, " response"]:
         """log pi(y|x) of each response: its scored tokens, summed."""
