@@ -4,8 +4,6 @@ Each step of the loop is a round: sample answers with the live policy, score and
 What is held in memory is said at the start; the settings of the named methods are `PRESETS`.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,13 +28,12 @@ from truing.recipes.examples import Examples, examples
 from truing.recipes.fit import RESULT, load_policy, load_reward_model, model_folder, opened, save_policy
 from truing.recipes.held_out_answers import HeldOutAnswers
 from truing.recipes.preflight import preflight, refuse
+from truing.recipes.rewarding import assembled, fingerprints_of, lines_of
 from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
 from truing.rewards import REWARDS
-from truing.rewards.base import LearnedReward, Scorer, WeightedSum
-from truing.rewards.learned import LearnedScorer
-from truing.rewards.outside import OutsideRule
-from truing.rewards.rules import PythonFunction, Rule
+from truing.rewards.base import LearnedReward
+from truing.rewards.rules import Rule
 from truing.rollouts.collect import Question
 from truing.rollouts.credit import CREDITS, GAE, CreditRule
 from truing.rollouts.kl_control import KL_RULES, FixedKL, KLControl, KLRule
@@ -131,8 +128,15 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         refuse(concerns)
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
     with ExitStack() as stack:
-        reward = _reward(config, chat, stack)
-        fingerprints |= _reward_fingerprints(reward, config)
+        reward = assembled(
+            config.reward,
+            chat,
+            dtype=dtype,
+            budget=config.micro_tokens,
+            seconds=config.reward_seconds,
+            stack=stack,
+        )
+        fingerprints |= fingerprints_of(reward, config.reward)
         model = _model(config, policy)
         reference = Reference(policy)
         prompts = _prompt_source(config, found, world)
@@ -144,7 +148,8 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             return folder
         for line in [
             *found.lines(),
-            *_held_in_memory(config, reward),
+            *_held_in_memory(config),
+            *lines_of(reward),
             *([f"runs in the plain layout: {reason}"] if reason else []),
         ]:
             run.message(line)
@@ -222,40 +227,6 @@ def _prompts_only(config: Config, policy: Policy) -> Data:
     return Data(**{**fields, "max_tokens": room + 1})
 
 
-def _reward(config: Config, chat: ChatTokenizer, stack: ExitStack) -> WeightedSum:
-    parts: dict[str, Scorer] = {}
-    for name, part in config.reward.items():
-        if isinstance(part, LearnedReward):
-            _same_tokens(part.run, chat)
-            model = load_reward_model(part.run, torch_dtype(config.dtype)).requires_grad_(False)
-            parts[name] = LearnedScorer(model, budget=config.micro_tokens)
-        else:
-            rule = OutsideRule(part, seconds=config.reward_seconds)
-            stack.callback(rule.close)
-            rule.start()
-            parts[name] = rule
-    return WeightedSum(parts=parts, weights={name: part.weight for name, part in config.reward.items()})
-
-
-def _same_tokens(folder: Path, chat: ChatTokenizer) -> None:
-    """Raises ValueError for a reward model that was trained on other tokens than the policy says."""
-    path = folder / "fingerprints.json"
-    if path.is_file() and json.loads(path.read_bytes())["tokenizer"] != chat.fingerprint:
-        raise ValueError(f"{folder}: this reward model was trained with another tokenizer or template; train one with the policy's")
-
-
-def _reward_fingerprints(reward: WeightedSum, config: Config) -> dict[str, str]:
-    """What the rewards depend on beside the config: weights, and the user's files."""
-    found = {}
-    for name, scorer in reward.parts.items():
-        part = config.reward[name]
-        if isinstance(scorer, LearnedScorer):
-            found[f"reward {name}"] = weights_hash(scorer.model)
-        elif isinstance(part, PythonFunction):
-            found[f"reward {name}"] = hashlib.sha256(part.file.read_bytes()).hexdigest()
-    return found
-
-
 def _model(config: Config, policy: Policy) -> ActorCritic:
     model = _roles(config, policy)
     # What is computed again going backward would run under the adapter that is then in force, so adapters of two roles never are.
@@ -281,16 +252,15 @@ def _roles(config: Config, policy: Policy) -> ActorCritic:
     return ActorCritic(policy, ValueModel(load_policy(model_folder(config.model), policy.dtype)[0]))
 
 
-def _held_in_memory(config: Config, reward: WeightedSum) -> list[str]:
+def _held_in_memory(config: Config) -> list[str]:
     """Which roles share weights, in words."""
-    learned = [name for name, scorer in reward.parts.items() if isinstance(scorer, LearnedScorer)]
     roles = {True: "policy and critic are adapters", False: "the policy is an adapter"}[config.credit.needs_critic]
-    lines = [
+    critic = ", a critic with weights of its own" if config.credit.needs_critic else ""
+    return [
         f"one base: {roles} on it, the reference is the base without them"
         if config.lora
-        else f"held: the policy, a frozen reference{', a critic with weights of its own' if config.credit.needs_critic else ''}"
+        else f"held: the policy, a frozen reference{critic}"
     ]
-    return lines + ([f"reward models with weights of their own: {', '.join(learned)}"] if learned else [])
 
 
 def _prompt_source(config: Config, found: Examples, world: World) -> TreeSource:
