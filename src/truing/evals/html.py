@@ -1,25 +1,13 @@
-"""A comparison as one HTML page that needs nothing else: no script, no font, no network. Every text in it is escaped."""
+"""A comparison as one HTML page: the words, figures with intervals, plots, answers side by side, how it was measured."""
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from truing import pages
+from truing.charts import Series, heat, reliability, scatter
 from truing.evals.compare_text import AGAINST_ROWS, MODEL_ROWS, number, percent, words
-from truing.evals.plots import Series, heat, reliability, scatter
+from truing.pages import figure, table, text
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1c1c1e;background:#fff}
-h1{font-size:1.5rem}
-h2{font-size:1.1rem;margin-top:2.2rem}
-table{border-collapse:collapse;margin:.8rem 0;font-size:.9rem}
-td,th{border-bottom:1px solid #ddd;padding:.3rem .7rem;text-align:right;vertical-align:top}
-td:first-child,th:first-child,table.answers td{text-align:left}
-table.answers td{white-space:pre-wrap;max-width:24rem;overflow-wrap:anywhere}
-p.said{background:#f3f5f8;border-left:4px solid #2f6fb2;padding:.7rem 1rem;white-space:pre-wrap}
-small,figcaption{color:#5b5b60}
-figure{margin:0;display:inline-block;vertical-align:top;margin-right:1.5rem}
-svg text{font:11px system-ui,sans-serif}
-"""
 SHOWN_ROWS = 2000
 """Points of a scatter plot; more would only be ink."""
 
@@ -28,16 +16,16 @@ def page(found: Mapping[str, Any]) -> str:
     """The whole page."""
     names = list(found["models"])
     parts = [
-        f"<h1>{_text(' against '.join(reversed(names)))}</h1>",
-        f'<p class="said">{_text(words(found))}</p>',
+        f"<h1>{text(' against '.join(reversed(names)))}</h1>",
+        f'<p class="said">{text(words(found))}</p>',
         _figures(found, names),
         "<h2>Win rates</h2>",
-        _figure(
+        figure(
             heat(names, found["matrix"]),
             "How often the row's model is preferred to the column's, in percent, ties half; the interval is in the tooltip.",
         ),
         "<h2>Length against score</h2>",
-        _figure(
+        figure(
             _length_plot(found, names),
             "One point an answer. A slope means that the judge goes by length, or that good answers are long.",
         ),
@@ -45,25 +33,7 @@ def page(found: Mapping[str, Any]) -> str:
     if "reward_model" in found:
         parts += _reward_model(found["reward_model"])
     parts += ["<h2>Answers</h2>", _answers(found, names), "<h2>How it was measured</h2>", _settings(found, names)]
-    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-    title = f"<title>{_text(', '.join(names))}</title>"
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8">{policy}{title}<style>{STYLE}</style></head>'
-    return f"{head}<body>{''.join(parts)}</body></html>\n"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _table(rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    first, *rest = list(rows)
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in first)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rest)
-    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+    return pages.page(", ".join(names), parts)
 
 
 def _figures(found: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -84,7 +54,7 @@ def _figures(found: Mapping[str, Any], names: Sequence[str]) -> str:
         f"Scores by {found['judge']}. Brackets are 95% intervals over prompts. * Fitted without instruction difficulties: not"
         " comparable with the AlpacaEval leaderboard."
     )
-    return f"<h2>Figures</h2>{_table(rows)}<small>{_text(note)}</small>"
+    return f"<h2>Figures</h2>{table(rows)}<small>{text(note)}</small>"
 
 
 def _length_plot(found: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -103,8 +73,8 @@ def _reward_model(report: Mapping[str, Any]) -> list[str]:
     rows += [[name, percent(accuracy), str(accuracy["n"])] for name, accuracy in report["accuracy"].items()]
     parts = [
         "<h2>The reward model on held-out pairs</h2>",
-        _table(rows),
-        _figure(
+        table(rows),
+        figure(
             reliability(curve),
             f"What it says and how often it is right. Calibration error {calibration['ece']:.3f}"
             f" ({calibration['ece_by_chance']:.3f} by chance), Brier {number(calibration['brier'], 3)}.",
@@ -122,7 +92,7 @@ def _reward_model(report: Mapping[str, Any]) -> list[str]:
             ]
             for name, rate in confounds["prefers_more"].items()
         ]
-        parts.append(_table(more))
+        parts.append(table(more))
     return parts
 
 
@@ -132,14 +102,14 @@ def _answers(found: Mapping[str, Any], names: Sequence[str]) -> str:
         row = found["rows"][place]
         rows.append([row["prompt"], *(f"{row['answers'][name] or '(nothing)'}\n\n[{row['scores'][name]:+.2f}]" for name in names)])
     note = "Evenly over the order from the last model's worst to its best gain over the first; the score is in brackets."
-    return f"{_table(rows, 'answers')}<small>{_text(note)}</small>"
+    return f"{table(rows, 'answers')}<small>{text(note)}</small>"
 
 
 def _settings(found: Mapping[str, Any], names: Sequence[str]) -> str:
     keys = ("model", "weights", "data", "data_sha256", "template", "decoding", "options", "seeds", "code")
     rows: list[list[str]] = [["", *names]]
     rows += [[key, *(_short(found["settings"][name][key]) for name in names)] for key in keys]
-    return _table(rows)
+    return table(rows)
 
 
 def _short(value: object) -> str:

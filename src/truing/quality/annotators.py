@@ -19,10 +19,11 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from truing.charts import Bars
 from truing.data.problems import BadRow
 from truing.data.rows import rows
 from truing.feedback.agreement import krippendorff_alpha
-from truing.quality.finding import Chart, Finding, Level, level
+from truing.quality.finding import Finding, Level, level
 from truing.quality.sample import Sample
 from truing.randomness import counted_seed
 from truing.statistics import wilson
@@ -150,7 +151,7 @@ class Annotators:
                 why="their votes are noise, and noise with weight",
                 mend="leave their rows out (truing data filter FILE to=OUT keep.annotator=NAME keeps one), or ask again",
                 details=lines,
-                chart=Chart(
+                chart=Bars(
                     title="agreement with the others, %",
                     labels=tuple(names[i][:12] for i in judged[:16]),
                     series={"share": tuple(100 * _share(counts[i]) for i in judged[:16])},
@@ -272,7 +273,7 @@ class Annotators:
         why: str,
         mend: str,
         details: list[str],
-        chart: Chart | None = None,
+        chart: Bars | None = None,
     ) -> Finding:
         return Finding(
             name=name,

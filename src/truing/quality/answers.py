@@ -6,7 +6,8 @@ without a full stop is an answer.
 
 import re
 
-from truing.quality.finding import Chart, Finding, Flagged, rate_finding
+from truing.charts import Bars
+from truing.quality.finding import Finding, Flagged, rate_finding
 from truing.quality.sample import Sample
 from truing.statistics import wilson
 
@@ -66,7 +67,7 @@ class Endings:
                 watch=0.01,
                 act=0.05,
                 details=tuple(lines),
-                chart=Chart(
+                chart=Bars(
                     title="answers that stop in the middle, %",
                     labels=tuple(shares),
                     series={"share": tuple(100 * share.value for share in shares.values())},

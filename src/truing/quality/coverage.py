@@ -10,7 +10,8 @@ from zlib import crc32
 import numpy as np
 from jaxtyping import Bool, Float
 
-from truing.quality.finding import Chart, Finding, Flagged
+from truing.charts import Bars
+from truing.quality.finding import Finding, Flagged
 from truing.quality.sample import Sample
 from truing.records import Origin
 from truing.statistics import wilson
@@ -84,10 +85,10 @@ def _runs(prompt: str) -> np.ndarray:
     return np.array([crc32(text[i : i + RUN].encode()) & (1 << BITS) - 1 for i in range(len(text) - RUN + 1)])
 
 
-def _chart(held: Float[np.ndarray, " held"], asked: Float[np.ndarray, " asked"]) -> Chart:
+def _chart(held: Float[np.ndarray, " held"], asked: Float[np.ndarray, " asked"]) -> Bars:
     edges = np.arange(0, 1.1, 0.1)
     series = {
         name: tuple(float(100 * n / max(1, len(values))) for n in np.histogram(values, edges)[0])
         for name, values in (("held-out prompts of the data", held), ("prompts for RL", asked))
     }
-    return Chart(title="unknown runs of a prompt, %", labels=tuple(f"{round(100 * e)}-" for e in edges[:-1]), series=series)
+    return Bars(title="unknown runs of a prompt, %", labels=tuple(f"{round(100 * e)}-" for e in edges[:-1]), series=series)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from truing.charts import Bars
 from truing.quality.sample import Sample
 from truing.records import Origin
 from truing.statistics import Estimate, wilson
@@ -25,16 +26,6 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """Bars side by side. Example: `Chart(title="length", labels=("1", "2"), series={"chosen": (3.0, 4.0)})`."""
-
-    title: str
-    labels: tuple[str, ...]
-    series: dict[str, tuple[float, ...]]
-    """Name -> one height a label."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What one check says of a data set. Example: `Finding(name="duplicates", level="act", said="rows that ...", ...)`."""
 
@@ -52,7 +43,7 @@ class Finding:
     examples: tuple[Example, ...] = ()
     details: tuple[str, ...] = ()
     """Further lines, such as a table of features."""
-    chart: Chart | None = None
+    chart: Bars | None = None
 
 
 class Check(Protocol):
@@ -112,7 +103,7 @@ def rate_finding(
     watch: float = 0.0,
     act: float = 0.01,
     details: tuple[str, ...] = (),
-    chart: Chart | None = None,
+    chart: Bars | None = None,
 ) -> Finding:
     """The finding of a check that flags rows out of so many. `watch` and `act` are limits for the lower end of the interval."""
     share = wilson(len(flagged), of) if of else 0.0

@@ -8,7 +8,8 @@ from array import array
 
 import numpy as np
 
-from truing.quality.finding import Chart, Finding, Level
+from truing.charts import Bars
+from truing.quality.finding import Finding, Level
 from truing.quality.sample import Sample
 from truing.statistics import auc, wilson
 
@@ -59,10 +60,10 @@ class LengthBias:
         ]
 
 
-def _chart(chosen: np.ndarray, rejected: np.ndarray) -> Chart:
+def _chart(chosen: np.ndarray, rejected: np.ndarray) -> Bars:
     labels = (f"<{EDGES[0]}", *(f"{low}-" for low in EDGES))
     counts = {
         name: tuple(float(n) for n in np.bincount(np.searchsorted(EDGES, lengths, side="right"), minlength=len(labels)))
         for name, lengths in (("chosen", chosen), ("rejected", rejected))
     }
-    return Chart(title="characters of an answer", labels=labels, series=counts)
+    return Bars(title="characters of an answer", labels=labels, series=counts)

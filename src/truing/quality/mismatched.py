@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from truing.quality.finding import Chart, Example, Finding, Level, excerpt
+from truing.charts import Bars
+from truing.quality.finding import Example, Finding, Level, excerpt
 from truing.quality.reservoir import Reservoir
 from truing.quality.sample import Sample
 from truing.records import Origin
@@ -87,7 +88,7 @@ def finding(fits: dict[str, list[float]], pairs: Sequence[Kept], *, how: str, se
             f"chosen {chosen.value:.3f} [{chosen.low:.3f}, {chosen.high:.3f}]",
             f"chosen minus rejected {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], n = {gap.n}",
         ),
-        chart=Chart(
+        chart=Bars(
             title="answers that fit their own prompt better than another, %",
             labels=tuple(sides),
             series={"share": tuple(100 * side.value for side in sides.values())},

@@ -1,6 +1,7 @@
 """Refusals and their share on each side: what the preferences teach about saying no."""
 
-from truing.quality.finding import Chart, Finding, Flagged, Level
+from truing.charts import Bars
+from truing.quality.finding import Finding, Flagged, Level
 from truing.quality.sample import Sample
 from truing.statistics import Estimate, wilson
 
@@ -78,7 +79,7 @@ class Refusals:
                 rows=self.flagged.rows,
                 examples=tuple(self.flagged.examples),
                 details=tuple(lines),
-                chart=Chart(
+                chart=Bars(
                     title="answers that refuse, %",
                     labels=tuple(shares),
                     series={"share": tuple(100 * share.value for share in shares.values())},

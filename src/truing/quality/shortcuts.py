@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from truing.quality.finding import Chart, Finding, Level
+from truing.charts import Bars
+from truing.quality.finding import Finding, Level
 from truing.quality.refusals import is_refusal
 from truing.quality.reservoir import Reservoir
 from truing.quality.sample import Sample
@@ -136,7 +137,7 @@ class Shortcuts:
             *(f"{FEATURES[i]}: {lean[i]:.3f} by itself" for i in strongest),
         )
         level: Level = "act" if share.low > ACT else "watch" if share.low > WATCH else "fine"
-        chart = Chart(
+        chart = Bars(
             title="how often the preferred answer has more of it, %",
             labels=tuple(FEATURES[i] for i in strongest),
             series={"share": tuple(100 * lean[i] for i in strongest)},
@@ -155,7 +156,7 @@ def _kept(sample: Sample) -> Kept:
     )
 
 
-def _finding(level: Level, value: Estimate | float, judged: bool, lines: tuple[str, ...], chart: Chart | None) -> Finding:
+def _finding(level: Level, value: Estimate | float, judged: bool, lines: tuple[str, ...], chart: Bars | None) -> Finding:
     what = (
         "judgements that the surface of the answer alone gives" if judged else "pairs that the surface of the answers alone orders"
     )

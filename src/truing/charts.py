@@ -1,4 +1,4 @@
-"""Plots as inline SVG, made of plain text: a scatter, a heat table, a reliability curve. Labels are escaped; nothing is fetched."""
+"""Charts as inline SVG: bars, a scatter, a heat table, a reliability curve. Labels are escaped; nothing is fetched."""
 
 import html
 import math
@@ -18,6 +18,16 @@ class Series:
 
     name: str
     points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """Bars side by side. Example: `Bars(title="length", labels=("1", "2"), series={"chosen": (3.0, 4.0)})`."""
+
+    title: str
+    labels: tuple[str, ...]
+    series: dict[str, tuple[float, ...]]
+    """Name -> one height a label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +106,34 @@ def heat(names: Sequence[str], rates: Mapping[str, Mapping[str, Any]]) -> str:
             place = f'x="{left + cell * j + (cell - 2) / 2}" y="{top + cell * i + cell / 2 + 4}"'
             parts.append(f'<text {place} text-anchor="middle">{100 * rate["value"]:.1f}</text>')
     return _svg(parts, left + cell * len(names), top + cell * len(names), "win rates")
+
+
+def bars(chart: Bars) -> str:
+    """Grouped bars from zero, each with its value as a tooltip."""
+    width, foot, top = 1.5 * WIDTH, 2 * TOP + 8, TOP + 8
+    highest = max((value for values in chart.series.values() for value in values), default=0) or 1.0
+    slot = width / max(1, len(chart.labels))
+    bar = 0.8 * slot / max(1, len(chart.series))
+    tall = HEIGHT * 2 / 3
+    parts = [f'<text x="0" y="{TOP}">{_label(chart.title, 80)}</text>']
+    for place, (name, values) in enumerate(chart.series.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        if len(chart.series) > 1:
+            left = width - 150 * (len(chart.series) - place)
+            parts.append(f'<rect x="{left}" y="4" width="10" height="10" fill="{colour}"/>')
+            parts.append(f'<text x="{left + 14}" y="{TOP}">{_label(name)}</text>')
+        for i, value in enumerate(values):
+            high = (tall - foot - top) * value / highest
+            x, y = i * slot + 0.1 * slot + place * bar, tall - foot - high
+            parts.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{bar:.1f}" height="{high:.1f}" fill="{colour}">'
+                f"<title>{_label(chart.labels[i])}: {_label(name)} {value:g}</title></rect>"
+            )
+    for i, label in enumerate(chart.labels):
+        middle = (i + 0.5) * slot
+        parts.append(f'<text x="{middle:.1f}" y="{tall - foot + 16:.1f}" text-anchor="middle">{_label(label)}</text>')
+    parts.append(f'<text x="0" y="{tall - 4:.1f}">highest bar: {highest:g}</text>')
+    return _svg(parts, width, tall, chart.title)
 
 
 def _axes(x: _Axis, y: _Axis, x_title: str, y_title: str) -> str:
