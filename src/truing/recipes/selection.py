@@ -13,7 +13,11 @@ from truing.randomness import counted_seed
 from truing.recipes.settings import Data
 from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record
 
-PACKAGED = {"everyday": Path(__file__).parent / "everyday" / "preferences.csv"}
+PACKAGED = {
+    "everyday": Path(__file__).parent / "everyday" / "preferences.csv",
+    "harmful_requests": Path(__file__).parent / "requests" / "harmful.csv",
+    "look_alike_requests": Path(__file__).parent / "requests" / "look_alikes.csv",
+}
 """Data sets that come with the package, by the name that `data.path` knows them under."""
 
 Side = Literal["train", "held_out"]
