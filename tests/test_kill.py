@@ -4,6 +4,7 @@ The command runs in children of a process that has everything imported (`zygote.
 moment its run folder begins to the end. What is compared: every file of the run, but those that hold the clock or the process.
 """
 
+import json
 import random
 import shutil
 import signal
@@ -19,7 +20,18 @@ from zygote import Zygote
 
 METHODS = ("sft", "reward_model", "dpo")
 ADAPTERS = {"full": ("dtype=bf16",), "lora": ("dtype=fp32", "lora.rank=4", "optimizer.lr=1e-3")}
-VARIANTS = [*((method, weights) for method in METHODS for weights in ADAPTERS), ("kto", "full"), ("tr-dpo", "full")]
+VARIANTS = [
+    *((method, weights) for method in METHODS for weights in ADAPTERS),
+    ("kto", "full"),
+    ("tr-dpo", "full"),
+    ("ppo", "full"),
+    ("ppo", "lora"),
+]
+ROUNDS = (
+    *("reward.short=length_window", "reward.short.most=5", "answers.max_tokens=8", "replay.epochs=2", "replay.kl_budget=0.02"),
+    *("kl=adaptive", "optimizer.lr=1e-3"),
+)
+SETTINGS = {"tr-dpo": ("trust_region.every=2",), "ppo": ROUNDS}
 STEPS = 12
 
 
@@ -46,7 +58,7 @@ def undisturbed(zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_p
                 *("train", method, f"data.path={pairs_file}", f"model={tiny_model_folder}", "data.held_out_share=0.2"),
                 *(f"max_steps={STEPS}", "epochs=2", "batch_size=2", "micro_tokens=64", "save_every=3", "evaluate_every=4"),
                 *ADAPTERS[weights],
-                *(("trust_region.every=2",) if method == "tr-dpo" else ()),
+                *SETTINGS.get(method, ()),
             ]
             folder = tmp_path_factory.mktemp("undisturbed") / "run"
             log = folder.parent / "log"
@@ -100,8 +112,16 @@ def where(run: Path) -> str:
         return "checkpoint"
     if list(run.glob(".tmp-model*")) or (run / "model").is_dir():
         return "ending"
-    lines = (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").is_file() else 0
-    return "steps" if lines else "reference and first evaluation"
+    learnt, sampled = last_step(run / "metrics.jsonl"), last_step(run / "samples.jsonl")
+    if sampled is not None:
+        return "learning" if sampled > (learnt or 0) else "sampling and scoring"
+    return "steps" if learnt is not None else "reference and first evaluation"
+
+
+def last_step(log: Path) -> int | None:
+    """The step of the last whole line."""
+    lines = log.read_bytes().split(b"\n")[:-1] if log.is_file() else []
+    return int(json.loads(lines[-1])["step"]) if lines else None
 
 
 @pytest.mark.parametrize(("method", "weights"), VARIANTS)
@@ -111,6 +131,9 @@ def test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes(
     whole = undisturbed(method, weights)
     last = f"checkpoints/step-{STEPS:06}/learner.safetensors"
     assert {"metrics.jsonl", last, "model/model.safetensors", "result.json"} <= files(whole.folder).keys()
+    if method == "ppo":
+        last_line = json.loads((whole.folder / "metrics.jsonl").read_bytes().splitlines()[-1])
+        assert 0 < last_line["rejected"] < STEPS, "some updates are taken back, and some are not"
     least = 5 if method in METHODS else 2  # the others run the same parts, and their own few
     assert len(kills(zygote, whole, tmp_path, least=least, seed=f"{method} {weights}")) >= least
 
@@ -120,7 +143,8 @@ def test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes(
 def test_killed_many_times_in_every_part_of_its_work(
     method: str, weights: str, zygote: Zygote, undisturbed, tmp_path: Path
 ) -> None:
-    parts = frozenset({"steps", "checkpoint"})
+    on_policy = method == "ppo"
+    parts = frozenset({"sampling and scoring", "learning", "checkpoint"} if on_policy else {"steps", "checkpoint"})
     fell = kills(zygote, undisturbed(method, weights), tmp_path, least=25, seed=f"soak {method} {weights}", parts=parts)
     assert parts <= set(fell), fell
 

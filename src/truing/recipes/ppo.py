@@ -86,7 +86,7 @@ class Config(Shared):
     reward: Mapping[str, Annotated[Rule | LearnedReward, OneOf(REWARDS)]]
     """The parts of the reward, by names of your choice: reward.brief=length_window reward.brief.most=40 reward.brief.weight=0.5."""
     reward_seconds: Annotated[float, Field(gt=0)] = 10.0
-    """Longest that one part may take for one answer; then it counts as hung."""
+    """Longest that one part may take for one answer, waits for a free processor not counted; then it counts as hung."""
     answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=64, temperature=1.0))
     """How answers are drawn: from the whole distribution, logits divided by the temperature, here as in every log-probability."""
     rounds: Rounds = field(default_factory=Rounds)

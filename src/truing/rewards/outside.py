@@ -1,7 +1,8 @@
 """A rule in a process of its own, so that one that hangs, raises or dies costs one reward and is named.
 
 The worker is `truing.rewards.worker`; both talk JSON over a socket. A rule that takes longer than its time is killed and started
-anew for the next rollout.
+anew for the next rollout. What counts is the time that it was given (`OwnTime`): on the clock, a busy machine would make rewards
+depend on what else runs there, and a continued run another one than the undisturbed.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,6 +22,8 @@ from truing.rewards.rules import RULES, Rule
 
 START = 60.0
 """Seconds that a worker may take until it is there."""
+LEAST, GLANCE = 0.01, 0.25
+"""Shortest and longest time between two looks at what a worker is doing, in seconds."""
 EXCERPT = 300
 """Characters of what a rule raised that are kept."""
 
@@ -51,7 +55,7 @@ class OutsideRule:
         assert self._worker is not None
         try:
             self._worker.line.send_bytes(json.dumps(as_json(rollout)).encode())
-            if not self._worker.line.poll(self.seconds):
+            if not self._worker.answers_within(self.seconds):
                 self.close()
                 return Failure(fault="timed out", text=f"after {self.seconds:g} s")
             answer = json.loads(self._worker.line.recv_bytes())
@@ -85,7 +89,8 @@ class _Worker:
         (name,) = [name for name, kind in RULES.items() if type(rule) is kind]
         worker.line.send_bytes(json.dumps({"rule": name, "fields": resolved_of(rule), "seconds": seconds}).encode())
         try:
-            answer = json.loads(worker.line.recv_bytes()) if worker.line.poll(START) else {"problem": "its process does not start"}
+            there = worker.answers_within(START)
+            answer = json.loads(worker.line.recv_bytes()) if there else {"problem": "its process does not start"}
         except (EOFError, OSError):
             answer = {"problem": f"its process ended with status {process.wait()}"}
         if answer["problem"]:
@@ -93,10 +98,48 @@ class _Worker:
             raise ValueError(f"reward {name}: {answer['problem']}")
         return worker
 
+    def answers_within(self, seconds: float) -> bool:
+        """Whether there is an answer, or an end of the line, before the worker has had so many seconds of its own."""
+        had = OwnTime(self.process.pid)
+        while not self.line.poll(min(GLANCE, max(seconds - had.seconds, LEAST))):
+            had.look()
+            if had.seconds >= seconds:
+                return self.line.poll(0)
+        return True
+
     def end(self) -> None:
         self.line.close()
         self.process.kill()
         self.process.wait()
+
+
+class OwnTime:
+    """Seconds that a process has run, slept or waited for something, but not those in which it waited for a processor.
+
+    Where the system does not tell (no /proc), all that the clock says.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.seconds = 0.0
+        """Had since the beginning."""
+        self._clock, (_, self._computed) = time.monotonic(), self._state()
+
+    def look(self) -> None:
+        """Counts what has passed since the last look; at most `GLANCE`, because this process too may have had to wait."""
+        clock, (ready, computed) = time.monotonic(), self._state()
+        passed = min(clock - self._clock, GLANCE)
+        self.seconds += min(passed, computed - self._computed) if ready else passed
+        self._clock, self._computed = clock, computed
+
+    def _state(self) -> tuple[bool, float]:
+        """Whether it runs, could run or was stopped from outside, and the processor's seconds that it has had."""
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            return False, 0.0
+        return fields[0] in "RTt", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def as_json(rollout: Rollout) -> Mapping[str, object]:

@@ -13,7 +13,7 @@ from truing.records import Completion, Message, Origin, Prompt, Rollout
 from truing.rewards.rules import RULES, PythonFunction, Rule
 
 GRACE = 5.0
-"""Seconds beyond its time after which a rule whose parent is gone ends by itself."""
+"""Seconds beyond its time after which a rule looks whether its parent is gone, and then ends by itself."""
 
 
 def rollout_of(raw: dict[str, Any]) -> Rollout:
@@ -34,6 +34,8 @@ def main(descriptor: int) -> None:
     line = Connection(descriptor)
     os.dup2(2, 1)  # what a user's function prints goes where errors go
     task = json.loads(line.recv_bytes())
+    parent, longest = os.getppid(), task["seconds"] + GRACE
+    signal.signal(signal.SIGALRM, lambda *_: None if os.getppid() == parent else os._exit(1))
     try:
         rule: Rule = load(RULES[task["rule"]], base=task["fields"]).value
         if isinstance(rule, PythonFunction):
@@ -47,13 +49,17 @@ def main(descriptor: int) -> None:
             rollout = rollout_of(json.loads(line.recv_bytes()))
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, task["seconds"] + GRACE)  # nobody else would end it
+        # Nobody else would end it. One that computes is ended by the system, even inside a function that asks for no signals; the
+        # processor's time is counted over all threads of a function. One that sleeps looks itself.
+        signal.setitimer(signal.ITIMER_PROF, longest * (os.cpu_count() or 1))
+        signal.setitimer(signal.ITIMER_REAL, longest, longest)
         try:
             value = float(rule.score(rollout))
             answer: dict[str, object] = {"value": value if math.isfinite(value) else str(value)}
         except Exception as error:
             answer = {"raised": described(error)}
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         line.send_bytes(json.dumps(answer).encode())
 
 
