@@ -163,6 +163,8 @@ class Reward:
     """The weighted sum of the parts; NaN where there is a problem, so that it cannot be used unseen."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """By name, before their weights; without those that failed."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What else is known of the parts, such as an ensemble's `good_disagreement`: written down and averaged, not summed."""
     problem: str = ""
     """What went wrong, with the part's name; empty where nothing did."""
 

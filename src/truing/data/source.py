@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -103,6 +104,27 @@ class TreeSource:
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.steps_taken = int(state["steps_taken"])
+
+
+class EachMember:
+    """Every micro-batch of a source once for each group of an ensemble's members: what they need going backward is held in turn."""
+
+    def __init__(self, source: TreeSource, groups: Sequence[tuple[int, ...]]) -> None:
+        self.source = source
+        self.groups = groups
+
+    def __iter__(self) -> Iterator[list[TreeBatch]]:
+        for batches in self.source:
+            yield [replace(batch, members=group) for batch in batches for group in self.groups]
+
+    def state_tensors(self) -> Mapping[str, Tensor]:
+        return self.source.state_tensors()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
+
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        self.source.load_state(tensors, state)
 
 
 @lru_cache(maxsize=2)

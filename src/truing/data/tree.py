@@ -173,6 +173,8 @@ class TreeBatch:
     """Whether each response was approved of; None when the trees do not carry it."""
     credit: BatchCredit | None = None
     """What sampling and scoring found for the scored tokens; None where nothing was sampled."""
+    members: tuple[int, ...] | None = None
+    """Which members of an ensemble learn from this batch; None where no ensemble learns."""
 
     @property
     def responses(self) -> int:

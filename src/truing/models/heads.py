@@ -1,6 +1,6 @@
 """Scalar heads on a language model: what turns the policy's backbone into a reward model or a critic."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -14,27 +14,48 @@ from truing.randomness import counted_seed
 
 
 class RewardModel(nn.Module):
-    """r(x, y): a linear head, in fp32, on the hidden state of the response's last token.
+    """r(x, y): a linear head, in fp32, on the hidden state of the response's last token; or one for each member of an ensemble.
 
-    The head's weight starts as N(0, 1/(d+1)), its bias as 0 (Stiennon et al. 2020, arXiv 2009.01325; Huang et al. 2024, arXiv
-    2403.17031).
+    A head's weight starts as N(0, 1/(d+1)), its bias as 0 (Stiennon et al. 2020, arXiv 2009.01325; Huang et al. 2024, arXiv
+    2403.17031). Members share one base: each reads it under an adapter of its own, or all read the same hidden state.
     """
 
-    def __init__(self, policy: Policy, *, seed: int = 0) -> None:
+    def __init__(self, policy: Policy, *, seed: int = 0, members: int = 1, adapters: Sequence[str] = ()) -> None:
         super().__init__()
+        assert len(adapters) in (0, members), "one adapter a member, or none"
         self.policy = policy
-        self.head = nn.Linear(policy.width, 1, device=policy.device, dtype=torch.float32)
-        generator = torch.Generator().manual_seed(counted_seed(seed, "reward head"))
+        self.adapters = tuple(adapters)
+        """The adapter of the policy's model that each member stands on; empty where all read the model as it is in force."""
+        self.head = nn.Linear(policy.width, members, device=policy.device, dtype=torch.float32)
+        seeds = [counted_seed(seed, "reward head", *((member,) if member else ())) for member in range(members)]
+        rows = [torch.randn(policy.width, generator=torch.Generator().manual_seed(one)) for one in seeds]
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(1, policy.width, generator=generator) * (policy.width + 1) ** -0.5)
+            self.head.weight.copy_(torch.stack(rows) * (policy.width + 1) ** -0.5)
             self.head.bias.zero_()
         # Every comparison cancels the bias: its gradient is rounding noise, which Adam would turn into steps of full size.
         self.head.bias.requires_grad_(False)
 
+    @property
+    def members(self) -> int:
+        """How many rewards an answer has."""
+        return self.head.out_features
+
     def scores(self, batch: TreeBatch) -> Float[Tensor, " response"]:
-        """The reward of each response."""
-        rewards: Tensor = self.head(self.policy.final_hidden(batch).float()).squeeze(-1)
-        return rewards
+        """The reward of each response, of an ensemble the members' mean."""
+        return self.member_scores(batch).mean(0)
+
+    def member_scores(self, batch: TreeBatch, members: Sequence[int] | None = None) -> Float[Tensor, "member response"]:
+        """What the members say of each response, all or those that are named; one pass for each adapter that they stand on."""
+        hidden: dict[str | None, Tensor] = {}
+        rows = []
+        for member in range(self.members) if members is None else members:
+            name = self.adapters[member] if self.adapters else None
+            if name not in hidden:
+                with nullcontext() if name is None else adapter_on(self.policy.model, name):
+                    hidden[name] = self.policy.final_hidden(batch).float()
+            own = slice(member, member + 1)
+            rows.append(nn.functional.linear(hidden[name], self.head.weight[own], self.head.bias[own]).squeeze(-1))
+        return torch.stack(rows)
 
     def head_tensors(self) -> dict[str, Tensor]:
         """What a saved reward model has beside its backbone."""
@@ -46,9 +67,9 @@ class RewardModel(nn.Module):
         self.head.bias.copy_(tensors["bias"])
 
     @torch.no_grad()
-    def centre(self, mean: float) -> None:
-        """Shift rewards so that what scored `mean` scores 0: their zero is then the demonstrations (arXiv 2009.01325)."""
-        self.head.bias.sub_(mean)
+    def centre(self, means: Float[Tensor, " member"]) -> None:
+        """Shift rewards so that what scored `means` scores 0: their zero is then the demonstrations (arXiv 2009.01325)."""
+        self.head.bias.sub_(means)
 
 
 class ValueModel(nn.Module):

@@ -6,7 +6,7 @@ swallows most of an update smaller than 1/256 of itself.
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -36,6 +36,8 @@ class LoRA:
 
 POLICY, CRITIC = "default", "critic"
 """Names of adapters: a model has the first; one that is a critic too has both."""
+BASE = ""
+"""Stands among names of adapters for the model without any."""
 
 
 def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLICY) -> None:
@@ -74,6 +76,53 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLIC
             parameter.data = parameter.data.to(model.dtype)
 
 
+def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """What one adapter is made of, by the place of its layer and A or B: what `attach` takes."""
+    found = {}
+    for place, layer in model.named_modules():
+        if isinstance(layer, Linear) and name in layer.lora_A:
+            for side, part in (("A", layer.lora_A[name]), ("B", layer.lora_B[name])):
+                found[f"{place}.{side}"] = cast(Tensor, part.weight).detach()
+    return found
+
+
+@torch.no_grad()
+def attach(model: PreTrainedModel, tensors: Mapping[str, Tensor], *, alpha: float, name: str) -> None:
+    """Put a trained adapter into the model in place, frozen; what is trained and in force stays so (`adapter_on` puts it in force).
+
+    Raises ValueError where it is not an adapter of this model.
+    """
+    places = {key.removesuffix(".A"): tensor.shape for key, tensor in tensors.items() if key.endswith(".A")}
+    modules = dict(model.named_modules())
+    unknown = [place for place in places if not isinstance(modules.get(place), nn.Linear | BaseTunerLayer)]
+    if unknown or not places:
+        raise ValueError(f"an adapter for {unknown[0] if unknown else 'no layer'}, which {type(model).__name__} does not have")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    (rank,) = {shape[0] for shape in places.values()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*already.*peft_config.*")
+        config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=list(places), lora_dropout=0.0)
+        inject_adapter_in_model(config, model, adapter_name=name)
+    layers = {place: layer for place, layer in model.named_modules() if isinstance(layer, Linear)}
+    for place in places:
+        for side, part in (("A", layers[place].lora_A[name]), ("B", layers[place].lora_B[name])):
+            value, weight = tensors[f"{place}.{side}"], cast(Tensor, part.weight)
+            if weight.shape != value.shape:
+                raise ValueError(f"an adapter of shape {list(value.shape)} for {place}, which takes {list(weight.shape)}")
+            weight.data = value.to(model.dtype).to(model.device)
+    for layer in _layers(model):
+        layer.set_adapter([POLICY])
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def without_adapters(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters beneath any adapters, under the names that they have where there are none."""
+    return {name.replace(".base_layer", ""): value for name, value in model.named_parameters() if "lora_" not in name}
+
+
 def _layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
@@ -85,7 +134,11 @@ def has_lora(model: nn.Module) -> bool:
 
 @contextmanager
 def adapter_on(model: nn.Module, name: str) -> Iterator[None]:
-    """The model under another of its adapters."""
+    """The model under another of its adapters, or without any (`BASE`)."""
+    if name == BASE:
+        with adapter_off(model):
+            yield
+        return
     layers = _layers(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
@@ -122,8 +175,10 @@ def merge(trained: PreTrainedModel, start: PreTrainedModel) -> PreTrainedModel:
     for name, layer in trained.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
-        weight: Tensor = modules[name].weight
         assert isinstance(layer, Linear)
+        if POLICY not in layer.lora_A:
+            continue
+        weight: Tensor = modules[name].weight
         update = layer.get_delta_weight(POLICY).float()
         weight += update if update.shape == weight.shape else update.T
     return start

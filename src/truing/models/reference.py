@@ -21,7 +21,7 @@ from truing.data.store import StoredTrees
 from truing.data.tree import Groups, Subset, Tree, TreeBatch, keys_of, sizes_of
 from truing.memory import give_back
 from truing.models.load import weights_hash
-from truing.models.lora import adapter_off
+from truing.models.lora import adapter_off, without_adapters
 from truing.models.policy import Policy
 from truing.parallel.world import World
 from truing.runs.durable import make_folder, remove, to_json, write_file
@@ -163,8 +163,7 @@ def _ends(sizes: Int[np.ndarray, " tree"], places: Places, done: int) -> Iterato
 
 
 def _key(policy: Policy, trees: Sequence[Tree], places: Places) -> str:
-    base = {name.replace(".base_layer", ""): value for name, value in policy.model.named_parameters() if "lora_" not in name}
-    digest = hashlib.sha256(f"{weights_hash(base)} {policy.dtype} {policy.layout} by token".encode())
+    digest = hashlib.sha256(f"{weights_hash(without_adapters(policy.model))} {policy.dtype} {policy.layout} by token".encode())
     if isinstance(trees, StoredTrees):
         digest.update(trees.fingerprint.encode())
     else:

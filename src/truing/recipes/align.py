@@ -24,7 +24,8 @@ from truing.models.lora import LoRA
 from truing.parallel.world import World
 from truing.recipes import preference, reward_model, sft
 from truing.recipes.examples import STORES, examples
-from truing.recipes.fit import AFTER, BEFORE, load_policy, load_reward_model, model_folder, model_path
+from truing.recipes.fit import AFTER, BEFORE, load_policy, model_folder, model_path
+from truing.recipes.reward_folder import load_reward_model
 from truing.recipes.settings import Data, Optimizer, torch_dtype
 from truing.records import Preference
 from truing.rollouts.sampler import Decoding

@@ -36,7 +36,8 @@ from truing.memory import give_back
 from truing.models.heads import RewardModel
 from truing.models.load import load_tokenizer
 from truing.recipes.examples import examples
-from truing.recipes.fit import HEAD, MODEL, load_reward_model, model_folder, model_path, template_of
+from truing.recipes.fit import MODEL, model_folder, model_path, template_of
+from truing.recipes.reward_folder import HEAD, load_reward_model
 from truing.recipes.selection import PACKAGED, asked
 from truing.recipes.settings import Data, device, torch_dtype
 from truing.records import Messages, Preference, Prompt, Record

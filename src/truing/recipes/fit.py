@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from truing.data.chat import ChatTokenizer, Style
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.memory import give_back
-from truing.models.heads import RewardModel
 from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
 from truing.models.lora import add_lora, has_lora, merge
 from truing.models.policy import Policy, probe
@@ -37,10 +34,10 @@ from truing.runs.sinks import Sink, Tick, counted
 from truing.statistics import paired_difference, shown, win_rate
 from truing.train.checkpoint import Checkpoints, seed_random_states
 from truing.train.learner import Learner
-from truing.train.loop import train
+from truing.train.loop import Source, train
 from truing.train.moving_reference import AgainstMovingReference, MovingReference, TrustRegion
 
-MODEL, RESULT, HEAD = "model", "result.json", "reward_head.safetensors"
+MODEL, RESULT = "model", "result.json"
 BEFORE, AFTER = "held_out_before.json", "held_out_after.json"
 
 
@@ -60,6 +57,14 @@ class Plan:
     """How the reference follows the policy; None where it stays."""
     compared: Callable[[Sequence[Tree]], list[Tree]] = list
     """The trees on which outcomes are measured, made of the held-out ones: those whose responses can be ordered."""
+    source: Callable[[TreeSource], Source] = lambda source: source
+    """What is trained on, made of the trees' source."""
+    complete: Callable[[nn.Module, Sequence[Tree]], Mapping[str, bytes]] = lambda model, trees: {}
+    """What is done to the trained model before it is saved, with the trees it learnt from: gives further files of its folder."""
+    merged: bool = True
+    """Whether adapters are merged into the saved weights; without, they must be among the further files."""
+    lines: tuple[str, ...] = ()
+    """What is said of it at the start."""
 
 
 def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
@@ -89,7 +94,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     with opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
-        for line in [*found.lines(), *([f"runs in the plain layout: {reason}"] if reason else [])]:
+        for line in [*found.lines(), *plan.lines, *([f"runs in the plain layout: {reason}"] if reason else [])]:
             run.message(line)
         for concern in concerns:
             run.message(str(concern), "warning")
@@ -122,13 +127,13 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
             return averages(model, objective, held_out, shared.micro_tokens, world)
 
         seed_random_states(shared.seed)
-        train(run, learner, objective, source, evaluate=evaluate if held_out else None)
+        train(run, learner, objective, plan.source(source), evaluate=evaluate if held_out else None)
         give_back(all_of_it=True)
         # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
         after = _outcomes(plan, model, compared, bar("held out, after"), world)
         result = _result(run, plan, found, before, after)
-        if world.rank == 0:
-            _save(folder, model, found, chat, start)
+        if world.rank == 0 and not (folder / MODEL / "config.json").is_file():
+            save_policy(folder, policy, chat, start, plan.complete(model, found.train.trees), merged=plan.merged)
         run.write(RESULT, result)
         world.wait()
     return folder
@@ -184,16 +189,6 @@ def load_policy(start: Path | str, dtype: torch.dtype) -> tuple[Policy, str | No
     """The policy in its fastest right layout, and why that is the plain one, if it is."""
     probed = probe(load_causal(start, dtype=dtype, device=device()))
     return probed.policy, probed.reason_for_plain
-
-
-def load_reward_model(folder: Path, dtype: torch.dtype) -> RewardModel:
-    """A trained reward model out of a run's folder. Raises ValueError when the run trained none."""
-    head = model_path(folder) / HEAD
-    if not head.is_file():
-        raise ValueError(f"{folder}: holds no reward model ({HEAD} is missing); name the run of `truing train reward_model`")
-    model = RewardModel(load_policy(model_path(folder), dtype)[0])
-    model.load_head(load_tensors(head.read_bytes()))
-    return model.eval()
 
 
 def model_path(folder: Path) -> Path:
@@ -272,38 +267,25 @@ def _outcomes(plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: 
 
 
 def save_policy(
-    folder: Path, policy: Policy, chat: ChatTokenizer, start: Path | str, extra: Mapping[str, bytes] | None = None
+    folder: Path,
+    policy: Policy,
+    chat: ChatTokenizer,
+    start: Path | str,
+    extra: Mapping[str, bytes] | None = None,
+    *,
+    merged: bool = True,
 ) -> None:
-    """The policy's model into the run's folder, adapters merged into the weights that it started from; once is enough."""
+    """The policy's model into the run's folder, adapters merged into the weights that it started from, or these alone; once is
+    enough."""
     for left_over in folder.glob(f"{STAGING}{MODEL}*"):
         remove(left_over)
     if (folder / MODEL / "config.json").is_file():
         return
-    whole = merge(policy.model, load_causal(start, dtype=torch.float32)) if has_lora(policy.model) else policy.model
+    whole = policy.model
+    if has_lora(whole):
+        begun = load_causal(start, dtype=torch.float32)
+        whole = merge(policy.model, begun) if merged else begun
     save_model(whole, chat.tokenizer, folder / MODEL, extra=extra)
-
-
-def _save(folder: Path, model: nn.Module, found: Examples, chat: ChatTokenizer, start: Path | str) -> None:
-    if (folder / MODEL / "config.json").is_file():
-        return
-    policy = model.policy if isinstance(model, RewardModel) else model
-    assert isinstance(policy, Policy)
-    extra = {}
-    if isinstance(model, RewardModel):
-        model.centre(_mean_of_best(model, found.train.trees))
-        extra[HEAD] = save_tensors(model.head_tensors())
-    save_policy(folder, policy, chat, start, extra)
-
-
-def _mean_of_best(model: RewardModel, trees: Sequence[Tree]) -> float:
-    """Mean reward of the responses that stand first, over at most 64 trees: the demonstrations' zero."""
-    total, trees = 0.0, trees[:: -(-len(trees) // 64)]
-    with torch.no_grad():
-        for group in pack(trees, 4096):
-            batch = TreeBatch.of(group, device())
-            first = torch.cat([torch.tensor([True]).to(batch.tree.device), batch.tree[1:] != batch.tree[:-1]])
-            total += float(model.scores(batch)[first].sum())
-    return total / len(trees)
 
 
 def _result(run: Run, plan: Plan, found: Examples, before: list[float] | None, after: list[float] | None) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from truing.models.policy import Policy
 from truing.objectives import PolicyGradient
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
-from truing.recipes.fit import RESULT, load_policy, load_reward_model, model_folder, opened, save_policy
+from truing.recipes.fit import RESULT, load_policy, model_folder, opened, save_policy
 from truing.recipes.held_out_answers import HeldOutAnswers
 from truing.recipes.preflight import preflight, refuse
+from truing.recipes.reward_folder import load_reward_model
 from truing.recipes.rewarding import assembled, fingerprints_of, lines_of
 from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
@@ -128,6 +129,8 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         refuse(concerns)
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
     with ExitStack() as stack:
+        model = _model(config, policy)
+        reference = Reference(policy)
         reward = assembled(
             config.reward,
             chat,
@@ -135,10 +138,9 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             budget=config.micro_tokens,
             seconds=config.reward_seconds,
             stack=stack,
+            bases={fingerprints["weights"]: reference.policy},
         )
         fingerprints |= fingerprints_of(reward, config.reward)
-        model = _model(config, policy)
-        reference = Reference(policy)
         prompts = _prompt_source(config, found, world)
         steps = prompts.steps_per_epoch * config.epochs
         steps = min(steps, config.max_steps or steps)
@@ -149,7 +151,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         for line in [
             *found.lines(),
             *_held_in_memory(config),
-            *lines_of(reward),
+            *lines_of(reward, reference.policy),
             *([f"runs in the plain layout: {reason}"] if reason else []),
         ]:
             run.message(line)
@@ -246,6 +248,8 @@ def _roles(config: Config, policy: Policy) -> ActorCritic:
         return ActorCritic(policy, ValueModel(policy, adapter=CRITIC))
     if config.critic:
         judge = load_reward_model(config.critic, policy.dtype)
+        if judge.members > 1:
+            raise ValueError(f"critic={config.critic} is an ensemble, and a critic starts as one model: name a run with ensemble=1")
         critic = ValueModel(judge.policy)
         critic.load_head(judge.head_tensors())
         return ActorCritic(policy, critic)

@@ -64,6 +64,7 @@ LORA_RATES: Mapping[str, Range] = {
 POLICY_RATE = Range(low=1e-7, high=1e-5, source="DPO 1e-6, Zephyr 5e-7, InstructGPT's PPO 9e-6")
 POLICY_LORA_RATE = Range(low=1e-6, high=1e-3, source="ten to fifty times the full rate")
 """Rates of every other method: those that move a policy by preferences or rewards."""
+HEAD_RATE = Range(low=1e-4, high=1e-2, source="linear heads on a frozen model")
 
 CUSTOMARY: Mapping[str, Mapping[str, Range]] = {
     "dpo": {"loss.beta": Range(low=0.01, high=0.5, source="arXiv 2305.18290; Zephyr 0.01 to 0.1")},
@@ -196,7 +197,9 @@ def _outside(settings: Mapping[str, object], records: Sequence[Record]) -> Itera
 
 def _rates(method: str, settings: Mapping[str, object]) -> Iterator[Concern]:
     lora = settings.get("lora.rank") is not None
-    usual = LORA_RATES.get(method, POLICY_LORA_RATE) if lora else FULL_RATES.get(method, POLICY_RATE)
+    members = settings.get("ensemble")
+    heads_alone = not lora and isinstance(members, int) and members > 1
+    usual = HEAD_RATE if heads_alone else LORA_RATES.get(method, POLICY_LORA_RATE) if lora else FULL_RATES.get(method, POLICY_RATE)
     rate = settings.get("optimizer.lr")
     if isinstance(rate, int | float) and rate not in usual:
         high = rate > usual.high

@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 
 from truing.data.chat import ChatTokenizer
+from truing.models.heads import RewardModel
 from truing.models.load import weights_hash
-from truing.recipes.fit import load_reward_model
+from truing.models.lora import BASE, adapter_tensors, without_adapters
+from truing.models.policy import Policy
+from truing.recipes.reward_folder import load_reward_model
 from truing.rewards.base import LearnedReward, Scorer, WeightedSum
 from truing.rewards.learned import LearnedScorer
 from truing.rewards.outside import OutsideRule
@@ -20,19 +23,31 @@ Part = Rule | LearnedReward
 
 
 def assembled(
-    parts: Mapping[str, Part], chat: ChatTokenizer, *, dtype: torch.dtype, budget: int, seconds: float, stack: ExitStack
+    parts: Mapping[str, Part],
+    chat: ChatTokenizer,
+    *,
+    dtype: torch.dtype,
+    budget: int,
+    seconds: float,
+    stack: ExitStack,
+    bases: Mapping[str, Policy] | None = None,
 ) -> WeightedSum:
     """The weighted sum of all parts; what must be ended with the run is put on the stack.
 
-    `budget` tokens are scored at once, `seconds` is the longest that a rule may take for one answer. Raises ValueError naming the
-    part that cannot be made.
+    `budget` tokens are scored at once, `seconds` is the longest that a rule may take for one answer. Reward models that were
+    trained as adapters or heads on one of `bases`, frozen models by their hash, are put onto it; others share what they can. Raises
+    ValueError naming the part that cannot be made.
     """
     scorers: dict[str, Scorer] = {}
-    for name, part in parts.items():
+    known = dict(bases or {})
+    for number, (name, part) in enumerate(parts.items()):
         if isinstance(part, LearnedReward):
             _same_tokens(part.run, chat)
-            model = load_reward_model(part.run, dtype).requires_grad_(False)
-            scorers[name] = LearnedScorer(model, budget=budget)
+            model = load_reward_model(part.run, dtype, bases=known, name=f"reward_{number}")
+            model.head.requires_grad_(False)
+            if not any(model.policy is base for base in (bases or {}).values()):
+                model.requires_grad_(False)
+            scorers[name] = LearnedScorer(model, budget=budget, aggregate=part.aggregate, deviation_weight=part.deviation_weight)
         else:
             rule = OutsideRule(part, seconds=seconds)
             stack.callback(rule.close)
@@ -54,13 +69,31 @@ def fingerprints_of(reward: WeightedSum, parts: Mapping[str, Part]) -> dict[str,
     for name, scorer in reward.parts.items():
         part = parts[name]
         if isinstance(scorer, LearnedScorer):
-            found[f"reward {name}"] = weights_hash(scorer.model)
+            found[f"reward {name}"] = _hash(scorer.model)
         elif isinstance(part, PythonFunction):
             found[f"reward {name}"] = hashlib.sha256(part.file.read_bytes()).hexdigest()
     return found
 
 
-def lines_of(reward: WeightedSum) -> list[str]:
-    """What the rewards hold in memory, in words."""
-    learned = [name for name, scorer in reward.parts.items() if isinstance(scorer, LearnedScorer)]
-    return [f"reward models with weights of their own: {', '.join(learned)}"] if learned else []
+def _hash(model: RewardModel) -> str:
+    """Of everything that its scores depend on, and of nothing else that stands on its base."""
+    tensors = {**without_adapters(model.policy.model), **model.head_tensors()}
+    for name in model.adapters:
+        tensors |= {f"{name}/{key}": value for key, value in adapter_tensors(model.policy.model, name).items()}
+    return weights_hash(tensors)
+
+
+def lines_of(reward: WeightedSum, base: Policy | None = None) -> list[str]:
+    """What the rewards hold in memory, in words; `base` is what the policy or its reference stands on."""
+    lines, seen = [], {} if base is None else {id(base): "the policy's base"}
+    for name, scorer in reward.parts.items():
+        if isinstance(scorer, LearnedScorer):
+            model = scorer.model
+            what = f"reward {name}: {model.members} members, " if model.members > 1 else f"reward {name}: "
+            known = seen.setdefault(id(model.policy), f"the base of reward {name}")
+            if known == f"the base of reward {name}":
+                what += "a base of its own" if model.adapters or model.members > 1 else "weights of its own"
+            else:
+                what += f"{'heads' if BASE in model.adapters else 'adapters and heads'} on {known}"
+            lines.append(what)
+    return lines

@@ -242,6 +242,8 @@ def reward_metrics(rewards: Sequence[Reward]) -> dict[str, Mean]:
         found["reward"] = _mean(good)
     for name in dict.fromkeys(name for reward in rewards for name in reward.parts):
         found[f"reward_{name}"] = _mean([reward.parts[name] for reward in rewards if name in reward.parts])
+    for name in dict.fromkeys(name for reward in rewards for name in reward.notes):
+        found[f"reward_{name}"] = _mean([reward.notes[name] for reward in rewards if name in reward.notes])
     return found
 
 
@@ -287,6 +289,7 @@ def _row(number: int, one: Scored, reward: Reward) -> dict[str, object]:
         "response": rollout.response,
         "reward": None if reward.problem else reward.value,
         "parts": dict(reward.parts),
+        "notes": dict(reward.notes),
         "problem": reward.problem,
         "kl": one.kl,
         "length": len(rollout.completion.tokens),

@@ -15,7 +15,7 @@ from truing.data.tree import Branch, Tree, TreeBatch, pack
 from truing.memory import give_back
 from truing.models.heads import ActorCritic
 from truing.models.load import weights_hash
-from truing.models.lora import adapter_off, has_lora
+from truing.models.lora import adapter_off, has_lora, without_adapters
 from truing.models.policy import Policy
 from truing.objectives import Mean
 from truing.parallel.world import World
@@ -45,7 +45,7 @@ class Reference:
         assert self._hash() == self.hash, "the reference has changed while training"
 
     def _hash(self) -> str:
-        return weights_hash({name: value for name, value in self.policy.model.named_parameters() if "lora_" not in name})
+        return weights_hash(without_adapters(self.policy.model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
