@@ -30,7 +30,7 @@ def records(kind: type[Record], *, nested: bool) -> list[Record]:
     made: list[Record] = []
     for i, asked in enumerate((SINGLE, TURNS) if nested else (SINGLE, SINGLE)):
         made += {
-            Preference: [Preference(prompt=asked, chosen=f"4, {i}", rejected="5\n6", margin=1.5 + i, tags=TAGS)],
+            Preference: [Preference(prompt=asked, chosen=f"4, {i}", rejected="5\n6", margin=1.5 + i, probability=0.75, tags=TAGS)],
             Ranking: [Ranking(prompt=asked, responses=("a", "b", f"c{i}"), tags=TAGS)],
             Demonstration: [Demonstration(messages=(*asked, Message(role="assistant", content=f"4, {i}")), tags=TAGS)],
             Feedback: [Feedback(prompt=asked, response="4", desirable=bool(i), tags=TAGS)],
@@ -47,8 +47,8 @@ def fitting(format: str, *, nested: bool) -> list[Record]:
     found = records(WRITERS[format].kind, nested=nested)
     if format == "transcripts":
         found = [replace(r, prompt=tuple(t for t in r.prompt if t.role != "system")) for r in found if isinstance(r, Preference)]
-    if not WRITERS[format].holds_margin:
-        found = [replace(r, margin=None) if isinstance(r, Preference) else r for r in found]
+    if not WRITERS[format].holds_judgement:
+        found = [replace(r, margin=None, probability=None) if isinstance(r, Preference) else r for r in found]
     return found
 
 

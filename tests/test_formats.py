@@ -1,6 +1,7 @@
 """Formats: each converted by hand, each fault with its reason, and nothing guessed."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,7 @@ GOOD: list[tuple[str, dict[str, object], Record]] = [
     ("preference", {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Yes", "rejected": "No"}, PAIR),
     ("preference", {"prompt": [U], "chosen": [A, SURE, A], "rejected": [A, SURE, B]}, pair(LONGER)),
     ("preference", {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "margin": 1.5}, pair((HI,), 1.5)),
+    ("preference", {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "probability": "0.75"}, replace(PAIR, probability=0.75)),
     ("conversation_pair", {"chosen": [U, A], "rejected": [U, B]}, PAIR),
     ("conversation_pair", {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, PAIR),
     (
@@ -127,6 +129,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"prompt": "Hi", "chosen": "a\ud800", "rejected": "No"}, '"chosen" holds a lone surrogate'),
     ({"prompt": "Hi", "chosen": "Yes", "rejected": "No", "margin": math.nan}, '"margin" is not a finite number'),
     ({"prompt": "Hi", "chosen": "Yes", "rejected": "No", "margin": "much"}, '"margin" is not a finite number'),
+    ({"prompt": "Hi", "chosen": "Yes", "rejected": "No", "probability": 1.5}, '"probability" is 1.5; it must be between 0 and 1'),
     ({"chosen": [U, A], "rejected": [{"role": "user", "content": "Ho"}, B]}, "the two sides part before the last turn"),
     ({"chosen": [U, A], "rejected": [U, A, U, B]}, "the two sides part before the last turn"),
     ({"chosen": [U, A, U], "rejected": [U, A, U]}, "ends with a user turn"),

@@ -45,6 +45,7 @@ def stored(trees: Sequence[Tree], folder: Path) -> StoredTrees:
 def test_a_store_gives_back_its_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("truing.data.store.FLUSH_TOKENS", 50)
     part = Tree(trunk=(7,), branches=(replace(branch([3, 4, 2**31 - 1]), scored=(True, False, True)),), key=9, margin=-0.5)
+    part = replace(part, probability=0.75)
     trees = [
         *random_trees(5, branches=3),
         part,

@@ -67,12 +67,20 @@ class Preference:
     rejected: str
     margin: float | None = None
     """How much better chosen is, in the annotator's units, where it was asked (Llama 2, arXiv 2307.09288, eq. 2)."""
+    probability: float | None = None
+    """That chosen is the better one, between 0 and 1, where a judge is not certain; None is as good as 1."""
     origin: Origin | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def swapped(self) -> "Preference":
-        """The opposite statement: the responses change places and the margin its sign."""
-        return replace(self, chosen=self.rejected, rejected=self.chosen, margin=None if self.margin is None else -self.margin)
+        """The opposite statement: the responses change places, the margin its sign, and the probability is that of the other."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            margin=None if self.margin is None else -self.margin,
+            probability=None if self.probability is None else 1 - self.probability,
+        )
 
     def as_demonstration(self) -> Demonstration:
         """The chosen response as something to imitate."""

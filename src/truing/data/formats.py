@@ -86,27 +86,31 @@ def label(cell: object) -> bool:
     return judged
 
 
-def _margin(row: Row) -> float | None:
-    """The annotator's margin, where a column holds one; an empty cell holds none."""
-    cell = row.get("margin")
+def _number(row: Row, column: str) -> float | None:
+    """The number in a column; an empty cell holds none."""
+    cell = row.get(column)
     if cell is None or cell == "":
         return None
     try:
-        margin = float(cell) if isinstance(cell, (int, float, str)) and not isinstance(cell, bool) else math.nan
+        found = float(cell) if isinstance(cell, (int, float, str)) and not isinstance(cell, bool) else math.nan
     except ValueError:
-        margin = math.nan
-    if not math.isfinite(margin):
-        raise BadValueError('"margin" is not a finite number')
-    return margin
+        found = math.nan
+    if not math.isfinite(found):
+        raise BadValueError(f'"{column}" is not a finite number')
+    return found
 
 
-def _preference(asked: Messages, chosen: str, rejected: str, margin: float | None = None) -> Preference:
-    """A preference, once its two responses say something and differ."""
+def _preference(asked: Messages, chosen: str, rejected: str, row: Row | None = None) -> Preference:
+    """A preference, once its two responses say something and differ; `row` may hold its margin and its probability."""
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         as_text(response, f'"{name}"')
     if chosen.strip() == rejected.strip():
         raise BadValueError("chosen and rejected are equal")
-    return Preference(prompt=asks(asked), chosen=chosen, rejected=rejected, margin=margin)
+    probability = _number(row or {}, "probability")
+    if probability is not None and not 0 <= probability <= 1:
+        raise BadValueError(f'"probability" is {probability:g}; it must be between 0 and 1')
+    margin = _number(row or {}, "margin")
+    return Preference(prompt=asks(asked), chosen=chosen, rejected=rejected, margin=margin, probability=probability)
 
 
 def _sides(asked: Messages, row: Row, better: str = "chosen", worse: str = "rejected") -> Preference:
@@ -118,9 +122,9 @@ def _sides(asked: Messages, row: Row, better: str = "chosen", worse: str = "reje
     if isinstance(good, str) != isinstance(bad, str):
         raise BadValueError(f'"{better}" is {type_name(good)} and "{worse}" is {type_name(bad)}')
     if isinstance(good, str):
-        return _preference(asked, text(row, better), text(row, worse), _margin(row))
+        return _preference(asked, text(row, better), text(row, worse), row)
     left, right = (conversation(asked, messages(cell, column), column) for cell, column in ((good, better), (bad, worse)))
-    return _preference(*part(left, right), _margin(row))
+    return _preference(*part(left, right), row)
 
 
 def _from_preference(row: Row) -> Preference:
@@ -130,13 +134,13 @@ def _from_preference(row: Row) -> Preference:
 def _from_conversation_pair(row: Row) -> Preference:
     chosen, rejected = value(row, "chosen"), value(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        return _preference(*transcripts(chosen, rejected), _margin(row))
-    return _preference(*part(messages(chosen, "chosen"), messages(rejected, "rejected")), _margin(row))
+        return _preference(*transcripts(chosen, rejected), row)
+    return _preference(*part(messages(chosen, "chosen"), messages(rejected, "rejected")), row)
 
 
 def _from_good_bad(row: Row) -> Preference:
     asked = prompt(value(row, "prompt"), "prompt")
-    return _preference(asked, text(row, "good_answer"), text(row, "bad_answer"), _margin(row))
+    return _preference(asked, text(row, "good_answer"), text(row, "bad_answer"), row)
 
 
 def _alpaca_prompt(row: Row) -> Messages:
@@ -216,7 +220,7 @@ def _from_openai(row: Row) -> Preference:
 def _from_sharegpt_preference(row: Row) -> Preference:
     sides = [message(value(row, column), f'"{column}"') for column in ("chosen", "rejected")]
     asked = asks(_turns(row, "conversations"))
-    return _preference(*part((*asked, sides[0]), (*asked, sides[1])), _margin(row))
+    return _preference(*part((*asked, sides[0]), (*asked, sides[1])), row)
 
 
 def _from_pandalm(row: Row) -> Preference:
@@ -257,16 +261,18 @@ FORMATS: dict[str, Format] = dict(
             _from_pandalm,
             takes="input system history",
         ),
-        _format("sharegpt_preference", "conversations chosen rejected", _from_sharegpt_preference, takes="system margin"),
+        _format(
+            "sharegpt_preference", "conversations chosen rejected", _from_sharegpt_preference, takes="system margin probability"
+        ),
         _format(
             "alpaca_preference",
             "instruction chosen rejected",
             lambda row: _sides(_alpaca_prompt(row), row),
-            takes="input output system history margin",
+            takes="input output system history margin probability",
         ),
-        _format("preference", "prompt chosen rejected", _from_preference, takes="margin messages"),
-        _format("conversation_pair", "chosen rejected", _from_conversation_pair, takes="margin"),
-        _format("good_bad", "prompt good_answer bad_answer", _from_good_bad, takes="margin"),
+        _format("preference", "prompt chosen rejected", _from_preference, takes="margin probability messages"),
+        _format("conversation_pair", "chosen rejected", _from_conversation_pair, takes="margin probability"),
+        _format("good_bad", "prompt good_answer bad_answer", _from_good_bad, takes="margin probability"),
         _format("ranking", "prompt responses", _from_ranking),
         _format("messages_feedback", "messages label", lambda row: _feedback(_turns(row, "messages"), row), takes="system prompt"),
         _format(

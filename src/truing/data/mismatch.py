@@ -25,7 +25,7 @@ def mismatched(trees: Sequence[Tree], *, max_tokens: int) -> dict[int, Tree]:
         others = (order[(place + step) % len(order)] for step in range(1, len(order)))
         other = next(other for other in others if other.trunk != tree.trunk)
         branch = _cut(other.branches[0], max_tokens - len(tree.trunk))
-        found[tree.key] = replace(tree, branches=(branch,), reference=None, margin=None, desirable=None)
+        found[tree.key] = replace(tree, branches=(branch,), reference=None, margin=None, probability=None, desirable=None)
     return found
 
 

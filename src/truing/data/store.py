@@ -1,7 +1,7 @@
 """Trees on disk: their tokens in one flat file, written once in order and read tree by tree, so that data does not fill memory.
 
-In memory stay a few numbers a tree: where it begins, how long its trunk and branches are, its record, margin and labels. A store
-can hold several parts (training, held out). What is kept beside the trees, and when a store may be used again, is for the callers.
+In memory stay a few numbers a tree: where it begins, how long its trunk and branches are, its record and what judges said. A store
+hold several parts (training, held out). What is kept beside the trees, and when a store may be used again, is for the callers.
 """
 
 from array import array
@@ -36,6 +36,7 @@ class _Part:
     scored: "array[int]" = field(default_factory=lambda: array("q"))
     keys: "array[int]" = field(default_factory=lambda: array("q"))
     margins: "array[float]" = field(default_factory=lambda: array("d"))
+    probabilities: "array[float]" = field(default_factory=lambda: array("d"))
     labels: "array[int]" = field(default_factory=lambda: array("b"))
 
 
@@ -52,7 +53,7 @@ class TreeWriter:
             self._file = (folder / TOKENS).open("wb")
 
     def append(self, part: str, tree: Tree) -> None:
-        """Adds a tree, its key, margin and labels to a part; its reference is not kept."""
+        """Adds a tree, its key, margin, probability and labels to a part; its reference is not kept."""
         into = self._parts[part]
         into.starts.append(self._written + len(self._tokens))
         into.branches.append(len(tree.branches))
@@ -61,6 +62,7 @@ class TreeWriter:
         into.scored.append(sum(tree.scored))
         into.keys.append(tree.key)
         into.margins.append(np.nan if tree.margin is None else tree.margin)
+        into.probabilities.append(np.nan if tree.probability is None else tree.probability)
         into.labels.extend([NO_LABEL] * len(tree.branches) if tree.desirable is None else tree.desirable)
         self._tokens += tree.trunk
         self._scored += [False] * len(tree.trunk)
@@ -107,6 +109,8 @@ class StoredTrees(Sequence[Tree]):
     keys: Int[np.ndarray, " tree"]
     margins: Float[np.ndarray, " tree"]
     """NaN where nobody said."""
+    probabilities: Float[np.ndarray, " tree"]
+    """NaN where nobody said."""
     labels: Int[np.ndarray, " branch"]
     """1 desirable, 0 not, -1 not judged."""
     sizes: Int[np.ndarray, " tree"]
@@ -149,13 +153,14 @@ class StoredTrees(Sequence[Tree]):
         for length in rest:
             branches.append(Branch(tokens=tuple(ids[at : at + length]), scored=tuple(scored[at : at + length])))
             at += length
-        margin = float(self.margins[number])
+        margin, probability = float(self.margins[number]), float(self.probabilities[number])
         labels = self.labels[run - number : run - number + count].tolist()
         return Tree(
             trunk=tuple(ids[:trunk]),
             branches=tuple(branches),
             key=int(self.keys[number]),
             margin=None if margin != margin else margin,
+            probability=None if probability != probability else probability,
             desirable=None if NO_LABEL in labels or not labels else tuple(map(bool, labels)),
         )
 

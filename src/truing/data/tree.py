@@ -66,6 +66,8 @@ class Tree:
     """log pi_ref of the scored tokens of each branch, in fp32, once they have been computed (`truing.models.reference`)."""
     margin: float | None = None
     """How much better the first branch is than the second, where an annotator said so."""
+    probability: float | None = None
+    """That the first branch is better than the second, where a judge said so."""
     desirable: tuple[bool, ...] | None = None
     """Whether each branch was approved of; None where branches are compared or only shown."""
     credit: tuple[Credit, ...] | None = None
@@ -169,6 +171,8 @@ class TreeBatch:
     """log pi_ref of each scored token; None when the trees do not carry it."""
     margin: Float[Tensor, " tree"] | None
     """Annotated margins; None when no tree has one."""
+    probability: Float[Tensor, " tree"] | None
+    """That the first response is the better one, 1 where nobody said; None when no tree has one."""
     desirable: Bool[Tensor, " response"] | None
     """Whether each response was approved of; None when the trees do not carry it."""
     credit: BatchCredit | None = None
@@ -254,6 +258,7 @@ class TreeBatch:
         references = [values for tree in trees for values in (tree.reference or ())]
         credits = [credit for tree in trees for credit in (tree.credit or ())]
         margins = [tree.margin for tree in trees]
+        chances = [tree.probability for tree in trees]
         judged = [flag for tree in trees for flag in (tree.desirable or ())]
         return cls(
             trees=tuple(trees),
@@ -269,6 +274,9 @@ class TreeBatch:
             tree=whole(tree_of),
             reference_tokens=torch.cat(references).to(device) if references and len(references) == len(tree_of) else None,
             margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
+            probability=torch.tensor([1.0 if p is None else p for p in chances], device=device)
+            if any(p is not None for p in chances)
+            else None,
             desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(tree_of) else None,
             credit=BatchCredit.of(credits, device) if credits and len(credits) == len(tree_of) else None,
         )

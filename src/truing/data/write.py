@@ -32,7 +32,8 @@ class Writer:
     kind: type[Record]
     row: Callable[..., Row]
     """A record of that kind to its columns; raises `DataError` where the format cannot hold it."""
-    holds_margin: bool = False
+    holds_judgement: bool = False
+    """Whether margin and probability have a place in it."""
 
 
 def _plain(turns: Iterable[Message]) -> list[Row]:
@@ -80,17 +81,17 @@ WRITERS: Mapping[str, Writer] = {
     "preference": Writer(
         kind=Preference,
         row=lambda r: {"prompt": _prompt(r.prompt), "chosen": r.chosen, "rejected": r.rejected},
-        holds_margin=True,
+        holds_judgement=True,
     ),
     "conversation_pair": Writer(
         kind=Preference,
         row=lambda r: {side: _plain((*r.prompt, _said(getattr(r, side)))) for side in ("chosen", "rejected")},
-        holds_margin=True,
+        holds_judgement=True,
     ),
     "transcripts": Writer(
         kind=Preference,
         row=lambda r: {side: _transcript((*r.prompt, _said(getattr(r, side)))) for side in ("chosen", "rejected")},
-        holds_margin=True,
+        holds_judgement=True,
     ),
     "sharegpt_preference": Writer(
         kind=Preference,
@@ -98,7 +99,7 @@ WRITERS: Mapping[str, Writer] = {
             "conversations": _sharegpt(r.prompt),
             **{side: _sharegpt([_said(getattr(r, side))])[0] for side in ("chosen", "rejected")},
         },
-        holds_margin=True,
+        holds_judgement=True,
     ),
     "openai_preference": Writer(
         kind=Preference,
@@ -111,12 +112,12 @@ WRITERS: Mapping[str, Writer] = {
     "alpaca_preference": Writer(
         kind=Preference,
         row=lambda r: {**_alpaca(r.prompt), "chosen": r.chosen, "rejected": r.rejected},
-        holds_margin=True,
+        holds_judgement=True,
     ),
     "good_bad": Writer(
         kind=Preference,
         row=lambda r: {"prompt": _prompt(r.prompt), "good_answer": r.chosen, "bad_answer": r.rejected},
-        holds_margin=True,
+        holds_judgement=True,
     ),
     "ranking": Writer(kind=Ranking, row=lambda r: {"prompt": _prompt(r.prompt), "responses": list(r.responses)}),
     "alpaca_ranking": Writer(kind=Ranking, row=lambda r: {**_alpaca(r.prompt), "output": list(r.responses)}),
@@ -160,10 +161,11 @@ def row_of(record: Record, format: str) -> Row:
         row = writer.row(record)
     except DataError as error:
         raise DataError(f"{where}{error}") from None
-    if isinstance(record, Preference) and record.margin is not None:
-        if not writer.holds_margin:
-            raise DataError(f"{where}{format} has no place for the margin; take preference")
-        row["margin"] = record.margin
+    said = {"margin": record.margin, "probability": record.probability} if isinstance(record, Preference) else {}
+    for name, number in said.items():
+        if number is not None and not writer.holds_judgement:
+            raise DataError(f"{where}{format} has no place for the {name}; take preference")
+        row |= {} if number is None else {name: number}
     return row | {f"{name}_" if name in COLUMNS or name in row else name: value for name, value in record.tags.items()}
 
 

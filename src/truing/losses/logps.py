@@ -33,6 +33,22 @@ class PairLogps:
     collision: Pair | None = None
     """log sum_v pi(v|x, y_<t)^2, summed over response tokens, without gradient; None when the loss does not ask for it."""
 
+    def swapped(self) -> "PairLogps":
+        """The same pairs with their sides exchanged: what a label the other way round would be learnt from."""
+        assert self.sorted_margin is None, "margins sorted over a batch have no other side"
+
+        def other(pair: Pair | None) -> Pair | None:
+            return None if pair is None else Pair(pair.rejected, pair.chosen)
+
+        return PairLogps(
+            policy=Pair(self.policy.rejected, self.policy.chosen),
+            reference=other(self.reference),
+            length=Pair(self.length.rejected, self.length.chosen),
+            policy_prefix=other(self.policy_prefix),
+            reference_prefix=other(self.reference_prefix),
+            collision=other(self.collision),
+        )
+
     def log_ratios(self) -> Pair:
         """log pi(y|x) - log pi_ref(y|x) of each side."""
         assert self.reference is not None, "this loss needs a reference"

@@ -1,4 +1,8 @@
-"""Pairs: log-probabilities of both responses to a prompt, against the reference where the loss has one."""
+"""Pairs: log-probabilities of both responses to a prompt, against the reference where the loss has one.
+
+A pair that comes with a probability p (a judge's soft label) has the expected loss p L(y_w, y_l) + (1 - p) L(y_l, y_w), whatever
+the loss. For DPO this is cDPO's equation with epsilon = 1 - p, each pair's own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +42,8 @@ class PairedPreference:
             policy, collision = model.log_probs(batch), None
         logps = replace(_pair_logps(batch, policy, reference, collision), sorted_margin=sorted_margin)
         losses = self.loss(logps)
+        if batch.probability is not None:
+            losses = batch.probability * losses + (1 - batch.probability) * self.loss(logps.swapped())
         metrics = {"loss": Mean.over(losses), **_pair_metrics(self.loss, logps)}
         if reference is not None:
             now, before = policy.detach().double(), reference.double()
@@ -57,6 +63,8 @@ class SortedPreference:
     def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Prepared:
         """Sorts both policies' margins, and gives each pair the reference's of its own rank."""
         assert isinstance(model, Policy)
+        if any(batch.probability is not None for batch in batches):
+            raise ValueError("this loss sorts the margins of certain pairs, and these have probabilities; leave out their column")
         return Prepared(of_batches=[(margins,) for margins in sorted_margins(model, batches, world)])
 
     def __call__(self, model: nn.Module, batch: TreeBatch, statistic: Float[Tensor, " pair"]) -> LossOutput:

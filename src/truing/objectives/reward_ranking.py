@@ -19,7 +19,8 @@ from truing.randomness import counted_seed
 class RewardRanking:
     """Reward modelling: the mean over prompts of the mean loss of all pairs that a ranking implies (arXiv 2203.02155, eq. 1).
 
-    Of an ensemble it is the mean over members, each of which has its own draw of the data.
+    Of an ensemble it is the mean over members, each of which has its own draw of the data. A pair that comes with a probability has
+    the expected loss over its two labels (Bai et al. 2022, arXiv 2212.08073, section 4.1).
     """
 
     loss: BradleyTerry
@@ -35,8 +36,7 @@ class RewardRanking:
         scores = model.member_scores(batch, batch.members)
         members, pairs = len(scores), batch.comparisons()
         better, worse = scores[:, pairs.better], scores[:, pairs.worse]
-        margin = batch.margin[pairs.tree].repeat(members) if batch.margin is not None else None
-        losses = self.loss(Pair(better.flatten(), worse.flatten()), margin).view(members, -1)
+        losses = self._expected(batch, better, worse)
         of_tree = torch.bincount(pairs.tree, minlength=len(batch.trees))
         total = (self._drawn(batch, losses)[:, pairs.tree] * losses / of_tree[pairs.tree]).sum()
         apart = (better - worse).detach()
@@ -51,6 +51,19 @@ class RewardRanking:
         if members > 1:
             metrics["disagreement"] = Mean.over(apart.std(0, correction=0))
         return LossOutput(total=total, metrics=metrics)
+
+    def _expected(
+        self, batch: TreeBatch, better: Float[Tensor, "member pair"], worse: Float[Tensor, "member pair"]
+    ) -> Float[Tensor, "member pair"]:
+        """The loss of each pair, over both labels where it comes with a probability."""
+        members, pairs = len(better), batch.comparisons()
+        margin = batch.margin[pairs.tree].repeat(members) if batch.margin is not None else None
+        losses = self.loss(Pair(better.flatten(), worse.flatten()), margin)
+        if batch.probability is not None:
+            chance = batch.probability[pairs.tree].repeat(members)
+            other = self.loss(Pair(worse.flatten(), better.flatten()), None if margin is None else -margin)
+            losses = chance * losses + (1 - chance) * other
+        return losses.view(members, -1)
 
     def _drawn(self, batch: TreeBatch, like: Float[Tensor, "member pair"]) -> Float[Tensor, "member tree"]:
         """How often each member counts each tree."""

@@ -39,7 +39,7 @@ from truing.runs.lock import RunLock
 from truing.runs.sinks import Tick
 
 ACCOUNT, BAD_ROWS, STORES = "account.json", "bad_rows.jsonl", "examples"
-VERSION = 1
+VERSION = 2
 """Of the way in which records become trees and trees become files: another one misses every store."""
 PATIENCE = 1.0
 """Seconds after which progress is shown."""
@@ -217,7 +217,7 @@ def _labelled(tree: Tree, record: Record) -> Tree:
     """The tree with what its record says of the responses beside their text."""
     match record:
         case Preference():
-            return replace(tree, margin=record.margin)
+            return replace(tree, margin=record.margin, probability=record.probability)
         case Feedback():
             return replace(tree, desirable=(record.desirable,))
         case _:
