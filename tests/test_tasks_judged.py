@@ -10,12 +10,12 @@ import pytest
 from test_tasks_choice import SHARED, shared_data, write
 from truing.data.problems import DataError
 from truing.evals.tasks.files import Files
-from truing.evals.tasks.judged import callable_of, decision, preferred, rating
 from truing.evals.tasks.mt_bench import MTBench, compare, pairwise
 from truing.evals.tasks.red_team import RedTeam
 from truing.evals.tasks.sycophancy import ARGUMENTS, AreYouSure, FalsePremise, Feedback, letter
 from truing.evals.tasks.task import Asked, Row, Said
 from truing.evals.tasks.toxicity import Toxicity, aggregate
+from truing.judges.marks import callable_of, decision, preferred, rating
 
 QUESTION = Asked(key="81", turns=("Write a poem.", "Shorter."), row={"category": "writing", "reference": []})
 

@@ -14,7 +14,6 @@ from truing.evals.tasks.files import Files
 from truing.evals.tasks.gsm8k import GSM8K
 from truing.evals.tasks.humaneval import HumanEval
 from truing.evals.tasks.ifeval import IFEval
-from truing.evals.tasks.judged import callable_of
 from truing.evals.tasks.mmlu import MMLU
 from truing.evals.tasks.report import as_json, report
 from truing.evals.tasks.sycophancy import AreYouSure, FalsePremise
@@ -22,6 +21,7 @@ from truing.evals.tasks.table import JUDGED, SUITES, TASKS
 from truing.evals.tasks.task import Task
 from truing.evals.tasks.truthfulqa import TruthfulQA
 from truing.evals.tasks.xstest import XSTest
+from truing.judges.marks import callable_of
 from truing.recipes.fit import model_folder
 from truing.recipes.settings import device, torch_dtype
 from truing.runs.durable import make_folder, to_json, write_file

@@ -7,7 +7,7 @@ log-probabilities and come from `truing.rollouts.collect`.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from truing.data.chat import ChatTokenizer
 from truing.endpoint import Ask, Client, Failed
@@ -31,6 +31,7 @@ class Said:
     """Why there is no answer; empty where there is one."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Answers conversations. It never raises for one of them: that is a problem of one answer."""
 

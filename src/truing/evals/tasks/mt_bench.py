@@ -11,8 +11,10 @@ from typing import Any
 
 from truing.data.problems import DataError
 from truing.evals.tasks.files import Files
-from truing.evals.tasks.judged import COMPARE, RATE, Judge, conversation, preferred, rating, with_reference
 from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique
+from truing.judges.judgement import Comparison, Opinion, both_orders
+from truing.judges.marks import COMPARE, RATE, Judge, conversation, opinion, preferred, rating, with_reference
+from truing.records import Message, Prompt
 from truing.statistics import Estimate, bootstrap_mean, wilson, win_rate
 
 
@@ -89,13 +91,24 @@ class MTBench:
 def compare(judge: Judge, asked: Asked, first: Sequence[str], second: Sequence[str]) -> Row:
     """Two models' answers to one question in both orders: outcome 1 where both prefer the first, 0 the second, else a tie, 0.5."""
     reference = with_reference(tuple(asked.row["reference"]))
+    replies: list[str] = []
+
+    def ask(shown: Sequence[Comparison]) -> list[Opinion]:
+        replies.extend(judge(COMPARE.format(reference=reference, first=one.first, second=one.second)) for one in shown)
+        return [opinion(reply) for reply in replies]
+
     texts = [conversation(asked.turns, tuple(answers)) for answers in (first, second)]
-    replies = [judge(COMPARE.format(reference=reference, first=texts[a], second=texts[b])) for a, b in ((0, 1), (1, 0))]
+    prompt = Prompt(messages=tuple(Message(role="user", content=turn) for turn in asked.turns))
+    (found,) = both_orders(ask, [Comparison(prompt=prompt, first=texts[0], second=texts[1])])
+    outcome = None if found.problem else {"first": 1.0, "second": 0.0, "tie": 0.5}[found.side]
     verdicts = [preferred(reply) for reply in replies]
-    swapped = {"A": "B", "B": "A", "tie": "tie"}
-    there, back = verdicts[0], None if verdicts[1] is None else swapped[verdicts[1]]
-    outcome = None if there is None or back is None else {"A": 1.0, "B": 0.0}.get(there, 0.5) if there == back else 0.5
-    return {"key": asked.key, "outcome": outcome, "consistent": there == back, "verdicts": verdicts, "replies": replies}
+    return {
+        "key": asked.key,
+        "outcome": outcome,
+        "consistent": found.orders[0] == found.orders[1],
+        "verdicts": verdicts,
+        "replies": replies,
+    }
 
 
 def pairwise(rows: Sequence[Row]) -> Figures:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from truing.evals.tasks.files import Files
-from truing.evals.tasks.judged import ATTACK, Judge, decision
 from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique
+from truing.judges.marks import ATTACK, Judge, decision
 from truing.statistics import Estimate, wilson
 
 

@@ -1,14 +1,17 @@
-"""What a judge is asked and how its reply is read: ratings, comparisons, yes or no.
+"""Judges that answer in free text, for the benchmarks: what they are asked and how ratings, comparisons, yes or no are read.
 
 A judge is a callable from a prompt to a reply, so it may be another model, a server or a person. Its verdict is the last mark of
 the right form on its last line that has one: a reply that quotes an answer with a mark in it, or weighs several, is not misread.
-The wording is this project's own, so ratings compare with each other, not with published leaderboards.
+The wording is this project's own, so ratings compare with each other, not with published leaderboards. Labels that are trained on
+come from structured replies instead (`truing.judges.verdict`).
 """
 
 import importlib
 import re
 from collections.abc import Callable
 from typing import Any, Literal
+
+from truing.judges.judgement import Opinion
 
 Judge = Callable[[str], str]
 Preferred = Literal["A", "B", "tie"]
@@ -74,6 +77,12 @@ def preferred(reply: str) -> Preferred | None:
     if found is None:
         return None
     return {"A": "A", "B": "B"}.get(found.upper(), "tie")  # type: ignore[return-value]
+
+
+def opinion(reply: str) -> Opinion:
+    """The verdict on the answer that stood first; none where the reply does not say."""
+    found = preferred(reply)
+    return Opinion.none("the reply has no verdict") if found is None else Opinion(probability={"A": 1.0, "B": 0.0}.get(found, 0.5))
 
 
 def decision(reply: str) -> bool | None:

@@ -1,0 +1,116 @@
+"""What a judge is biased by, measured on its own judgements: the order, the length, who wrote; with intervals. No torch here.
+
+Each figure is of the pairs at hand. A judge that prefers longer answers, or its own, may be right where those are better: only
+people's labels on the same pairs tell bias from judgement, and `against` compares with them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from truing.judges.judgement import Comparison, Judgement, Side
+from truing.statistics import Estimate, bootstrap_mean, wilson, win_rate
+
+OUTCOME: Mapping[Side, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A comparison and what was said of it."""
+
+    comparison: Comparison
+    judgement: Judgement
+    own: Literal["first", "second"] | None = None
+    """Which of the two the judge's own model wrote; None for neither, both, or nobody knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measure. Example: `Figure(name="position", value=wilson(5, 10), said="...")`."""
+
+    name: str
+    value: Estimate
+    said: str
+    """What it is, with the value that an unbiased judge has."""
+
+
+def biases(judged: Sequence[Judged], *, seed: int = 0) -> list[Figure]:
+    """All measures that the judgements allow; those with a problem are in the first alone.
+
+    position: the mean probability given to the answer that is shown first, over both orders of each pair; 0.5 is unbiased.
+    """
+    if not judged:
+        return []
+    read = [one for one in judged if not one.judgement.problem]
+    found = [Figure(name="judged", value=wilson(len(read), len(judged)), said="pairs with a judgement in both orders")]
+    if not read:
+        return found
+    shown_first = [(one.judgement.orders[0] + 1 - one.judgement.orders[1]) / 2 for one in read]
+    found += [
+        Figure(
+            name="position",
+            value=bootstrap_mean(shown_first, seed=seed),
+            said="probability given to the answer shown first; 0.5 where order does not matter",
+        ),
+        Figure(
+            name="flips", value=wilson(sum(one.judgement.flips for one in read), len(read)), said="pairs whose two orders disagree"
+        ),
+        Figure(
+            name="ties",
+            value=wilson(sum(one.judgement.side == "tie" for one in read), len(read)),
+            said="pairs that are no preference, flips among them",
+        ),
+    ]
+    decided = [one for one in read if one.judgement.side != "tie"]
+    longer = [prefers_longer(one.comparison, one.judgement.side) for one in decided]
+    told = [value for value in longer if value is not None]
+    if told:
+        found.append(Figure(name="length", value=wilson(sum(told), len(told)), said="preferences for the longer answer"))
+    own = [_for_own(one) for one in read if one.own is not None]
+    if own:
+        found.append(Figure(name="self", value=win_rate(own), said="win rate of answers by the judge's own model, ties as half"))
+    masses = [one.judgement.mass for one in read if np.isfinite(one.judgement.mass)]
+    if masses:
+        said = "probability of the verdict's words together; near 0 the judge would have said something else"
+        found.append(Figure(name="mass", value=bootstrap_mean(masses, seed=seed), said=said))
+    return found
+
+
+def prefers_longer(comparison: Comparison, side: Side) -> bool | None:
+    """Whether the preferred answer has more characters; None where neither is preferred or both are as long."""
+    gap = len(comparison.first) - len(comparison.second)
+    return None if side == "tie" or gap == 0 else (gap > 0) == (side == "first")
+
+
+def _for_own(one: Judged) -> float:
+    outcome = OUTCOME[one.judgement.side]
+    return outcome if one.own == "first" else 1 - outcome
+
+
+def against(judged: Sequence[Judged], people: Sequence[Side], *, seed: int = 0) -> list[Figure]:
+    """What the judge does where people decide: how often it agrees, and how much more it prefers the longer answer than they do."""
+    assert len(judged) == len(people), "people's side of each pair"
+    both = [(one, side) for one, side in zip(judged, people, strict=True) if not one.judgement.problem and side != "tie"]
+    found: list[Figure] = []
+    if both:
+        right = [OUTCOME[one.judgement.side] if side == "first" else 1 - OUTCOME[one.judgement.side] for one, side in both]
+        found.append(Figure(name="accuracy", value=win_rate(right), said="agreement with people's preferences, ties as half"))
+    lengths = [
+        (float(mine), float(theirs))
+        for one, side in both
+        if (mine := prefers_longer(one.comparison, one.judgement.side)) is not None
+        and (theirs := prefers_longer(one.comparison, side)) is not None
+    ]
+    if lengths:
+        gaps = [mine - theirs for mine, theirs in lengths]
+        said = "preference for the longer answer, less people's on the same pairs; 0 is unbiased"
+        found.append(Figure(name="length, less people's", value=bootstrap_mean(gaps, seed=seed), said=said))
+    return found
+
+
+def lines(figures: Sequence[Figure]) -> list[str]:
+    """The figures for people, one a line."""
+    width = max((len(figure.name) for figure in figures), default=0)
+    return [f"{figure.name:<{width}}  {figure.value}  {figure.said}" for figure in figures]

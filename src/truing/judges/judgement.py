@@ -1,0 +1,124 @@
+"""What judges are asked and what they say: a comparison, an opinion in one order, a judgement over both. No torch here.
+
+Judges prefer what stands first or second, whatever it says (Zheng et al. 2023, arXiv 2306.05685, section 3.3), so each pair is
+shown in both orders; an answer wins only where both agree. An always-first judge says 0.5 of everything, and decides nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
+
+from truing.records import Prompt
+
+Side = Literal["first", "second", "tie"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two answers to one prompt. Example: `Comparison(prompt=p, first="Yes, it is on.", second="Look.")`."""
+
+    prompt: Prompt
+    first: str
+    second: str
+    finished: tuple[bool, bool] = (True, True)
+    """Whether each answer ended by itself: a reward model is not shown a cut one as if it had."""
+
+    def swapped(self) -> "Comparison":
+        """The same two in the other order."""
+        return replace(self, first=self.second, second=self.first, finished=self.finished[::-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """What a judge says of one comparison as it is shown. Example: `Opinion(probability=0.8)`."""
+
+    probability: float
+    """That the answer shown first is better; NaN where there is a problem, so that it cannot be used unseen."""
+    problem: str = ""
+    """Why there is none; empty where there is one."""
+    reason: str = ""
+    """What the judge said before its verdict, where it was asked to."""
+    mass: float = math.nan
+    """How probable the verdict's words were together, where tokens were scored; near 0 the judge would have said something else."""
+
+    @classmethod
+    def none(cls, problem: str) -> "Opinion":
+        """No opinion, and why."""
+        return cls(probability=math.nan, problem=problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a judge says of a comparison over both orders. Example: `Judgement(probability=0.7, orders=(0.9, 0.5))`."""
+
+    probability: float
+    """That the first answer is better: the mean over both orders; NaN where there is a problem."""
+    orders: tuple[float, float]
+    """That the first answer is better, as said when it was shown first, and when it was shown second."""
+    problem: str = ""
+    reasons: tuple[str, str] = ("", "")
+    mass: float = math.nan
+    """The smaller of both opinions'."""
+
+    @property
+    def side(self) -> Side:
+        """The answer that both orders prefer, else a tie. Raises ValueError where there is a problem."""
+        if self.problem:
+            raise ValueError(f"there is no judgement: {self.problem}")
+        if all(said > 0.5 for said in self.orders):
+            return "first"
+        return "second" if all(said < 0.5 for said in self.orders) else "tie"
+
+    @property
+    def flips(self) -> bool:
+        """Whether one order prefers the first answer and the other one the second."""
+        return not self.problem and (self.orders[0] - 0.5) * (self.orders[1] - 0.5) < 0
+
+    def swapped(self) -> "Judgement":
+        """The same said of the comparison the other way round."""
+        return replace(
+            self,
+            probability=1 - self.probability,
+            orders=(1 - self.orders[1], 1 - self.orders[0]),
+            reasons=self.reasons[::-1],
+        )
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Compares pairs of answers. It never raises for what an answer says: that is a problem of one judgement."""
+
+    @property
+    def name(self) -> str:
+        """Who judges, for people."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """A hash of what decides the judgements beside the comparisons, for provenance and for keeping them."""
+        ...
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
+        """One judgement each, in their order."""
+        ...
+
+
+def both_orders(ask: Callable[[Sequence[Comparison]], Sequence[Opinion]], comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """Judgements of a judge that is asked in one order at a time; a problem in either order is one of the judgement."""
+    said = ask([shown for comparison in comparisons for shown in (comparison, comparison.swapped())])
+    assert len(said) == 2 * len(comparisons), "one opinion each"
+    return [_merged(there, back) for there, back in zip(said[::2], said[1::2], strict=True)]
+
+
+def _merged(there: Opinion, back: Opinion) -> Judgement:
+    problem = there.problem or back.problem
+    orders = (there.probability, 1 - back.probability)
+    assert problem or all(0 <= said <= 1 for said in orders), "an opinion is a probability or names its problem"
+    return Judgement(
+        probability=math.nan if problem else sum(orders) / 2,
+        orders=orders,
+        problem=problem,
+        reasons=(there.reason, back.reason),
+        mass=min(there.mass, back.mass),
+    )
