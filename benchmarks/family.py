@@ -2,8 +2,8 @@
 
     python -m benchmarks.family [--seeds 0 1 2] [--out runs/family] [METHOD ...]
 
-All methods get the same rows, adapters, learning rate and steps, and the defaults of their losses: it shows that each learns, not
-which is best when tuned. The SFT model of each seed is trained first. Prints a table and writes benchmarks/results/family.json
+All methods get the same rows, adapters, learning rate and ten steps of 16, and the defaults of their losses: it shows that each
+learns, not which is best when tuned. The SFT model of each seed is trained first. Prints a table and writes benchmarks/results/family.json
 after each run, and leaves out what is in it already.
 """
 
@@ -27,6 +27,7 @@ COMMON = (
     r"lora.targets=layers\.(1[5-9]|2\d)\.",
     "optimizer.lr=5e-4",
     "micro_tokens=1024",
+    "max_steps=10",
     "evaluate_every=0",
     "save_every=0",
 )
