@@ -3,8 +3,8 @@
     python -m benchmarks.family [--seeds 0 1 2] [--out runs/family] [METHOD ...]
 
 All methods get the same rows, adapters, learning rate and ten steps of 16, and the defaults of their losses: it shows that each
-learns, not which is best when tuned. The SFT model of each seed is trained first. Prints a table and writes benchmarks/results/family.json
-after each run, and leaves out what is in it already.
+learns, not which is best when tuned. The SFT model of each seed is trained first. Prints a table and writes
+benchmarks/results/family.json after each run, and leaves out what is in it already.
 """
 
 import argparse
