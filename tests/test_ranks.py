@@ -24,6 +24,12 @@ from truing.train.checkpoint import Checkpoints
 from zygote import Zygote
 
 RANKS = 2
+ROUNDS = ("reward.short=length_window", "reward.short.most=5", "answers.max_tokens=8", "replay.epochs=2", "replay.minibatches=2")
+SETTINGS = {
+    "tr-dpo": ("trust_region.every=2",),
+    "ppo": (*ROUNDS, "replay.kl_budget=0.0005", "optimizer.eps=1e-5"),
+    "rloo": (*ROUNDS, "rounds.samples=3", "rounds.missing_end_penalty=0.5"),
+}
 STEPS = 12
 """Two epochs of 16 pairs in batches of 3, which the ranks share as 2 and 1; of the last, of one pair, one rank has nothing.
 
@@ -43,7 +49,7 @@ def command(pairs_file: Path, tiny_model_folder: Path, tmp_path_factory: pytest.
             *("train", method, f"data.path={pairs_file}", f"model={model}", "data.held_out_share=0.2", "dtype=fp32"),
             *("epochs=2", "batch_size=3", "micro_tokens=80", "save_every=3", "evaluate_every=4", "optimizer.warmup=0"),
             *("optimizer.lr=1e-4", "optimizer.eps=1e-6", "optimizer.weight_decay=0.1", "data.rows=16"),
-            *(("trust_region.every=2",) if method == "tr-dpo" else ()),
+            *SETTINGS.get(method, ()),
         ]
 
     return of
@@ -69,7 +75,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [dict(row) for row in read_rows(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo", "kto", "bco", "aot_unpaired", "tr-dpo"])
+@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo", "kto", "bco", "aot_unpaired", "tr-dpo", "ppo", "rloo"])
 def test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one(method: str, trained) -> None:
     one, two = trained(method, 1), trained(method, RANKS)
     assert [row["step"] for row in rows(one)] == list(range(STEPS + 1))
@@ -87,6 +93,17 @@ def test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one(method: st
     assert files(two).keys() == files(one).keys(), "nothing but rank 0's files"
     log = two.with_name("log").read_text()
     assert log.count("trained on 16 examples") == 1, "one rank speaks"
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_two_ranks_say_and_reward_what_one_says(method: str, trained) -> None:
+    one, two = ([dict(row) for row in read_rows(trained(method, ranks) / "samples.jsonl")] for ranks in (1, RANKS))
+    assert len(one) == 2 * 16 * (3 if method == "rloo" else 1)
+    for mine, whole in zip(two, one, strict=True):
+        assert mine.pop("kl") == pytest.approx(whole.pop("kl"), abs=1e-5)
+        assert mine == whole
+    if method == "ppo":
+        assert 0 < rows(trained("ppo", RANKS))[-1]["rejected"] < STEPS
 
 
 def told(zygote: Zygote, name: str, path: Path, ranks: int) -> list[Any]:
