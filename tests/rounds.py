@@ -10,6 +10,7 @@ import torch
 from conftest import make_tiny_llama
 from truing.data.source import TreeSource
 from truing.data.tree import Tree
+from truing.losses import PolicyLoss
 from truing.losses.clipped_surrogate import ClippedSurrogate
 from truing.losses.clipped_value import ClippedValue
 from truing.models.heads import ActorCritic, ValueModel
@@ -62,6 +63,7 @@ class Setup:
     world: World = field(default_factory=World)
     seed: int = 3
     steps: int = 10
+    loss: PolicyLoss = field(default_factory=ClippedSurrogate)
     terms: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class Setup:
             seed=self.seed,
         )
         self.objective = PolicyGradient(
-            loss=ClippedSurrogate(),
+            loss=self.loss,
             value_loss=ClippedValue() if self.credit.needs_critic else None,
             temperature=self.temperature,
             **self.terms,

@@ -12,7 +12,9 @@ import torch
 
 from rounds import STOP, Setup, start
 from truing.data.experience import Experience
-from truing.rollouts.credit import GAE, LeaveOneOut
+from truing.losses.clipped_surrogate import ClippedSurrogate
+from truing.rollouts.credit import GAE, GroupMean, LeaveOneOut
+from truing.rollouts.kl_control import FixedKL
 from truing.rollouts.on_policy import Rounds
 from truing.train.replay import Replay
 
@@ -117,6 +119,34 @@ def test_rloo_equals_its_oracle() -> None:
     assert expected[-1]["kl"] != 0
 
 
+@pytest.mark.parametrize("scale", [True, False])
+def test_grpo_equals_its_oracle(scale: bool) -> None:
+    """Three answers to each prompt, two passes over them, clip-higher; with and without the deviation."""
+    setup = Setup(
+        credit=GroupMean(scale=scale),
+        rounds=Rounds(samples=3, kl_in="loss"),
+        replay=Replay(epochs=2),
+        kl=FixedKL(coefficient=0.04),
+        loss=ClippedSurrogate(clip_high=0.28),
+        terms={"average": "response", "kl_estimator": "k3"},
+        steps=ROUNDS,
+        lr=1e-3,
+        batch_size=3,
+    )
+    oracle = oracle_model()
+    found, experiences = rounds_of(setup)
+
+    def ask(_policy: torch.nn.Module, number: int) -> list:
+        trees, scores = sorted(experiences[number].trees, key=lambda tree: tree.key), iter(rewards(setup, number))
+        return [(tree.trunk, [(branch.tokens, next(scores)) for branch in tree.branches]) for tree in trees]
+
+    how = {"lr": 1e-3, "epochs": 2, "scale": scale, "clip_high": 0.28, "temperature": setup.temperature}
+    expected = script("grpo").train(oracle, ask, rounds=ROUNDS, end_ids=STOP, **how)
+    compare(found, expected)
+    compare_weights(setup.model.policy.model, oracle)
+    assert expected[-1]["kl_loss"] != 0
+
+
 def test_the_oracles_credit_by_hand() -> None:
     ppo = script("ppo")
     said = torch.tensor([[False, True, True, True, False]])
@@ -124,9 +154,13 @@ def test_the_oracles_credit_by_hand() -> None:
     assert ppo.gae(rewards, values, said, gamma=1.0, lam=0.5).tolist() == [[0.0, 0.0, 0.5, 0.5, 0.0]]
     expected = torch.tensor([[2.0, -2.0, -2 / 3, 2 / 3]])
     torch.testing.assert_close(script("rloo").leave_one_out(torch.tensor([[4.0, 1.0, 2.0, 3.0]])), expected)
+    grpo, rewards = script("grpo"), torch.tensor([[4.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
+    assert grpo.group_mean(rewards, scale=False).tolist() == [[2.0, -1.0, -1.0], [0.0, 0.0, 0.0]]
+    scaled = torch.tensor([[2.0, -1.0, -1.0], [0.0, 0.0, 0.0]]) / (3**0.5 + 1e-4)
+    torch.testing.assert_close(grpo.group_mean(rewards), scaled)
 
 
-@pytest.mark.parametrize("name", ["ppo", "rloo"])
+@pytest.mark.parametrize("name", ["ppo", "rloo", "grpo"])
 def test_the_oracles_run_from_their_command_line(
     name: str, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
