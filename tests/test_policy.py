@@ -10,6 +10,8 @@ from conftest import make_tiny_llama
 from trees import branch, gradients, random_trees, relative_gap, tiny_policy
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.models import attention, policy
+from truing.models.heads import ValueModel
+from truing.models.lora import CRITIC, LoRA, add_lora
 from truing.models.policy import Policy, probe
 
 
@@ -221,3 +223,24 @@ def test_computing_again_changes_no_number_and_keeps_less(layout, lora):
         assert relative_gap(grads, found[0][1]) < 1e-6
     assert found[1][2] < 0.7 * found[0][2]
     assert found[2][2] == found[0][2]
+
+
+def test_what_is_computed_again_is_computed_under_the_adapter_of_the_first_time():
+    """Policy and critic on one base: both passes go forward before either goes back."""
+    found = []
+    for above in (None, 0):
+        model = tiny_policy(lora=True)
+        add_lora(model.model, LoRA(rank=2), seed=7, name=CRITIC)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:  # else both adapters are the identity, and nothing could tell them apart
+                    parameter.add_(0.1)
+        model.recompute_above = above
+        critic, batch = ValueModel(model, adapter=CRITIC), TreeBatch.of(random_trees(4))
+        torch.nn.init.ones_(critic.head.weight)
+        (model.log_probs(batch).square().sum() + critic.values(batch).square().sum()).backward()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert {name for name in trained if f".{CRITIC}." in name}
+        found.append({name: p.grad.clone() for name, p in trained.items()})
+    assert found[0].keys() == found[1].keys()
+    assert relative_gap(found[1], found[0]) < 1e-6

@@ -6,7 +6,7 @@ swallows most of an update smaller than 1/256 of itself.
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -166,6 +166,38 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
         for parameter in trainable:
             parameter.requires_grad_(True)  # switching adapters touches the flag
+
+
+class AdaptersAsNow:
+    """Puts the adapters of a module in force again that are when it is made: `with AdaptersAsNow(layer): ...`.
+
+    For what is computed again going backward, when another adapter may be in force.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._layers = _layers(module)
+        self._names = self._in_force()
+        self._before: tuple[list[list[str]], list[tuple[nn.Parameter, bool]]] = ([], [])
+
+    def _in_force(self) -> list[list[str]]:
+        return [list(layer.active_adapters) for layer in self._layers]
+
+    def __enter__(self) -> None:
+        flags = [
+            (parameter, parameter.requires_grad) for layer in self._layers for parameter in cast(nn.Module, layer).parameters()
+        ]
+        self._before = self._in_force(), flags
+        self._put(self._names)
+
+    def __exit__(self, *_: object) -> None:
+        names, flags = self._before
+        self._put(names)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)  # switching adapters touches the flag
+
+    def _put(self, names: Sequence[list[str]]) -> None:
+        for layer, names_of in zip(self._layers, names, strict=True):
+            layer.set_adapter(names_of)
 
 
 @torch.no_grad()

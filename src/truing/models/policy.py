@@ -5,7 +5,7 @@ its own prompt in a padded row, for models whose layers cannot be told who sees 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -21,6 +21,7 @@ from truing.data.tree import Branch, Tree, TreeBatch
 from truing.functional import segment_sum, token_entropies, token_log_collision, token_log_probs
 from truing.models import attention
 from truing.models.fused import fuse
+from truing.models.lora import AdaptersAsNow, has_lora
 
 LayoutName = Literal["tree", "plain"]
 PROBE_TOLERANCE = 5e-4
@@ -102,7 +103,8 @@ class Policy(nn.Module):
             yield
             return
         for layer in layers:
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            again: dict[str, Any] = {"context_fn": partial(_as_now, layer)} if has_lora(layer) else {}
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **again)
             layer.gradient_checkpointing = layer.training = True  # its own flags alone: nothing inside is to think that it trains
         try:
             yield
@@ -160,6 +162,11 @@ class Policy(nn.Module):
     def final_hidden(self, batch: TreeBatch) -> Float[Tensor, "response width"]:
         """Hidden state of each response's last token: what a reward is read from."""
         return self.hidden(batch, batch.last, torch.arange(batch.responses, device=batch.last.device))
+
+
+def _as_now(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """In what a layer is computed, and in what again: under the adapter of the first time, since the other roles have theirs."""
+    return nullcontext(), AdaptersAsNow(layer)
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:

@@ -202,17 +202,8 @@ def _check(config: Config) -> None:
         raise ValueError("credit=gae says what each token did: set terms.action=token, or another credit")
     if config.lora and config.critic:
         raise ValueError("critic=... has weights of its own, but with adapters policy and critic share one base: leave one out")
-    if _one_base(config) and config.recompute == "always":
-        raise ValueError(
-            "recompute=always cannot tell the policy's pass from the critic's where both are adapters: set recompute=never"
-        )
     if config.rounds.critic_warmup and not config.credit.needs_critic:
         raise ValueError("rounds.critic_warmup is for a critic, and this credit has none: set it to 0")
-
-
-def _one_base(config: Config) -> bool:
-    """Whether policy and critic are adapters on one base."""
-    return config.lora is not None and config.credit.needs_critic
 
 
 def _prompts_only(config: Config, policy: Policy) -> Data:
@@ -231,8 +222,7 @@ def _prompts_only(config: Config, policy: Policy) -> Data:
 
 def _model(config: Config, policy: Policy) -> ActorCritic:
     model = _roles(config, policy)
-    # What is computed again going backward would run under the adapter that is then in force, so adapters of two roles never are.
-    above = None if _one_base(config) else {"auto": 2 * config.micro_tokens, "always": 0, "never": None}[config.recompute]
+    above = {"auto": 2 * config.micro_tokens, "always": 0, "never": None}[config.recompute]
     for role in (model.policy, *([model.critic.policy] if model.critic else [])):
         role.recompute_above = above
     return model
