@@ -1,11 +1,13 @@
 """Measures Truing, and a peer in turn where one does the same work.
 
     python -m benchmarks [NAME ...] [--pairs 3] [--quick] [--device cpu]
+    python -m benchmarks --show
 
 Without a name all rows run, then the growth of cost. Prints a Markdown table; writes JSON and plots to benchmarks/results/.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny random model, four rows, one pair: to see that all runs")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--show", action="store_true", help="measure nothing: print the table of what was measured")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in ROWS and name not in CURVES]
     if unknown:
@@ -54,6 +57,10 @@ def main() -> None:
         scratch=Path("runs/benchmarks/scratch"),
     )
     names = args.names or [*ROWS, *CURVES]
+    if args.show:
+        files = [conditions.results / f"{name}.json" for name in names if name in ROWS]
+        sys.stdout.write(show([json.loads(file.read_text()) for file in files if file.is_file()]) + "\n")
+        return
     results = []
     for name in (name for name in names if name in ROWS):
         missing = lacking(ROWS[name])
