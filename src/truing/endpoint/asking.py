@@ -106,6 +106,9 @@ class Spent:
     """Tries in all."""
     read: int = 0
     said: int = 0
+    kept_read: int = 0
+    """Tokens of questions whose reply was paid for before."""
+    kept_said: int = 0
     uncounted: int = 0
     """Replies whose tokens the server did not count."""
     faults: Counter[str] = field(default_factory=Counter)
@@ -116,7 +119,15 @@ class Spent:
     @property
     def cost(self) -> float:
         """By the prices of the endpoint, tries that came to nothing included as far as their tokens are known."""
-        return (self.read * self.endpoint.input_price + self.said * self.endpoint.output_price) / 1e6
+        return self._price(self.read, self.said)
+
+    @property
+    def cost_in_all(self) -> float:
+        """With what kept replies cost when they came."""
+        return self._price(self.read + self.kept_read, self.said + self.kept_said)
+
+    def _price(self, read: int, said: int) -> float:
+        return (read * self.endpoint.input_price + said * self.endpoint.output_price) / 1e6
 
     def __str__(self) -> str:
         priced = self.endpoint.input_price or self.endpoint.output_price

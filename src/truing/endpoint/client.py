@@ -78,6 +78,8 @@ class Client:
         with self._lock:
             self.spent.asked += len(asks)
             self.spent.kept += sum(key in found for key in keys)
+            self.spent.kept_read += sum(reply.read for reply in found.values() if isinstance(reply, Reply))
+            self.spent.kept_said += sum(reply.said for reply in found.values() if isinstance(reply, Reply))
         left = [key for key in wanted if key not in found]
         if progress and found:
             progress(len(found), len(wanted))
