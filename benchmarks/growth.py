@@ -59,9 +59,6 @@ CURVES: dict[str, Curve] = {
         what="responses to a prompt", part="responses", at=(1, 2, 4, 8, 16), quick=(1, 2, 4), unit="responses"
     ),
     "growth-pairs": Curve(what="pairs", part="pairs", at=(100, 1_000, 10_000, 100_000), quick=(100, 1_000), unit="pairs"),
-    "million-rows": Curve(
-        what="pairs", part="pairs", at=(1_000_000,), quick=(2_000,), unit="pairs", target="1,000,000 pairs in under 1.5 GB"
-    ),
 }
 
 
