@@ -20,6 +20,7 @@ from truing.objectives import PolicyGradient
 from truing.parallel.world import World
 from truing.records import Message, Origin, Prompt, Rollout
 from truing.rewards.base import Failure, WeightedSum
+from truing.rewards.combine import Shape, combination
 from truing.rollouts.credit import GAE, CreditRule
 from truing.rollouts.kl_control import FixedKL, KLControl, KLRule
 from truing.rollouts.on_policy import OnPolicy, Rounds
@@ -65,6 +66,7 @@ class Setup:
     steps: int = 10
     loss: PolicyLoss = field(default_factory=ClippedSurrogate)
     terms: Mapping[str, object] = field(default_factory=dict)
+    shape: Mapping[str, Shape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         policy = copy.deepcopy(start())
@@ -93,6 +95,7 @@ class Setup:
             self.model,
             reference=self.reference,
             reward=WeightedSum(parts={"low": self.reward}, weights={"low": 1.0}),
+            combination=combination({"low": 1.0}, self.shape, {}),
             credit=self.credit,
             control=self.control,
             rounds=self.rounds,

@@ -383,7 +383,7 @@ def test_every_rollout_is_written_down() -> None:
     setup.run(2)
     assert [row["step"] for row in setup.rows] == [1] * 8 + [2] * 4
     row = setup.rows[-1]
-    keys = {"step", "prompt", "response", "reward", "parts", "notes", "problem", "kl", "length", "stop", "policy"}
+    keys = {"step", "prompt", "response", "reward", "score", "parts", "notes", "problem", "kl", "length", "stop", "policy"}
     assert row.keys() == keys
     assert (row["policy"], row["parts"]) == (1, {"low": row["reward"]})
 

@@ -5,13 +5,19 @@ import pytest
 import torch
 
 from rounds import Setup
+from truing.rewards.combine import Combination, Shape
 from truing.rollouts.credit import GAE, LeaveOneOut
 from truing.rollouts.kl_control import AdaptiveKL, KLControl
 from truing.rollouts.on_policy import OnPolicy, Rounds
 from truing.train.replay import Replay, ReplayLearner
 
 CONFIG = "from the config, which may not change"
-SAVED = {OnPolicy: {"prompts", "control"}, ReplayLearner: {"learner", "rejected"}, KLControl: {"coefficient"}}
+SAVED = {
+    OnPolicy: {"prompts", "control", "combination"},
+    ReplayLearner: {"learner", "rejected"},
+    KLControl: {"coefficient"},
+    Combination: {"running", "coefficients"},
+}
 NOT_SAVED = {
     OnPolicy: {
         "records": "from the data, whose hash is a fingerprint of the run",
@@ -33,13 +39,14 @@ NOT_SAVED = {
         "seed": CONFIG,
     },
     KLControl: {"rule": CONFIG, "raise_by": CONFIG},
+    Combination: {"weights": CONFIG, "shapes": CONFIG, "constraints": CONFIG},
 }
 
 
 @pytest.mark.parametrize("kind", SAVED)
 def test_every_attribute_of_a_round_is_saved_or_has_its_reason(kind: type) -> None:
     setup = Setup()
-    (found,) = [part for part in (setup.source, setup.learner, setup.control) if type(part) is kind]
+    (found,) = [part for part in (setup.source, setup.learner, setup.control, setup.source.combination) if type(part) is kind]
     assert SAVED[kind] | NOT_SAVED[kind].keys() == vars(found).keys()
     assert not SAVED[kind] & NOT_SAVED[kind].keys()
 
@@ -48,7 +55,7 @@ def test_every_attribute_of_a_round_is_saved_or_has_its_reason(kind: type) -> No
     "options",
     [
         {"credit": GAE(), "lora": True, "replay": Replay(epochs=2, minibatches=2, kl_budget=0.02), "kl": AdaptiveKL(horizon=50.0)},
-        {"credit": LeaveOneOut(), "rounds": Rounds(samples=2, critic_warmup=0)},
+        {"credit": LeaveOneOut(), "rounds": Rounds(samples=2, critic_warmup=0), "shape": {"low": Shape(scale=True, clip=2.0)}},
     ],
     ids=["ppo", "rloo"],
 )

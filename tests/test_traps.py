@@ -168,6 +168,7 @@ TRAPS = {
             "test_advantages.py::test_trap_16_an_end_is_terminal_unless_the_response_was_cut",
             "test_advantages.py::test_trap_16_masked_tokens_wherever_they_stand_change_nothing",
             "test_advantages.py::test_trap_16_reward_whitening_does_not_shift_the_mean",
+            "test_combine.py::test_trap_16_running_scaling_divides_by_the_deviation_so_far_and_does_not_shift_the_mean",
             "test_advantages.py::test_trap_16_advantages_are_whitened_over_all_ranks_once",
             "test_ppo.py::test_trap_16_a_cut_answer_ends_there_unless_bootstrapping_is_asked_for",
         ),

@@ -34,6 +34,7 @@ from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
 from truing.rewards import REWARDS
 from truing.rewards.base import LearnedReward
+from truing.rewards.combine import Constraint, Shape, combination
 from truing.rewards.rules import Rule
 from truing.rollouts.collect import Question
 from truing.rollouts.credit import CREDITS, GAE, CreditRule
@@ -86,6 +87,10 @@ class Config(Shared):
 
     reward: Mapping[str, Annotated[Rule | LearnedReward, OneOf(REWARDS)]]
     """The parts of the reward, by names of your choice: reward.brief=length_window reward.brief.most=40 reward.brief.weight=0.5."""
+    shape: Mapping[str, Shape] = field(default_factory=dict)
+    """What is done to a part, or to their `sum`, before it counts: shape.brief.clip=5 shape.sum.scale=true."""
+    constraints: Mapping[str, Constraint] = field(default_factory=dict)
+    """Parts that are not summed but kept above a mean: constraints.harmless.at_least=0.9."""
     reward_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Longest that one part may take for one answer, waits for a free processor not counted; then it counts as hung."""
     answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=64, temperature=1.0))
@@ -139,6 +144,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             seconds=config.reward_seconds,
             stack=stack,
             bases={fingerprints["weights"]: reference.policy},
+            unsummed=config.constraints.keys(),
         )
         fingerprints |= fingerprints_of(reward, config.reward)
         prompts = _prompt_source(config, found, world)
@@ -164,6 +170,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             model,
             reference=reference,
             reward=reward,
+            combination=combination(_weights(config), config.shape, config.constraints),
             credit=config.credit,
             control=control,
             rounds=config.rounds,
@@ -196,6 +203,7 @@ def _check(config: Config) -> None:
         raise ValueError(f"reward has no part: name one, such as reward.brief=length_window; there are {', '.join(REWARDS)}")
     if config.answers.temperature == 0:
         raise ValueError("answers.temperature=0 says the likeliest token only, and there is nothing to learn from: set it to 1")
+    combination(_weights(config), config.shape, config.constraints)
     if not config.credit.needs_critic and not isinstance(config.credit, CREDITS["batch_mean"]) and config.rounds.samples < 2:
         raise ValueError("this credit compares the answers to one prompt: set rounds.samples to 2 or more")
     if config.credit.needs_critic and config.terms.action != "token":
@@ -204,6 +212,10 @@ def _check(config: Config) -> None:
         raise ValueError("critic=... has weights of its own, but with adapters policy and critic share one base: leave one out")
     if config.rounds.critic_warmup and not config.credit.needs_critic:
         raise ValueError("rounds.critic_warmup is for a critic, and this credit has none: set it to 0")
+
+
+def _weights(config: Config) -> dict[str, float]:
+    return {name: part.weight for name, part in config.reward.items()}
 
 
 def _prompts_only(config: Config, policy: Policy) -> Data:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,12 +31,13 @@ def assembled(
     seconds: float,
     stack: ExitStack,
     bases: Mapping[str, Policy] | None = None,
+    unsummed: Collection[str] = (),
 ) -> WeightedSum:
     """The weighted sum of all parts; what must be ended with the run is put on the stack.
 
     `budget` tokens are scored at once, `seconds` is the longest that a rule may take for one answer. Reward models that were
-    trained as adapters or heads on one of `bases`, frozen models by their hash, are put onto it; others share what they can. Raises
-    ValueError naming the part that cannot be made.
+    trained as adapters or heads on one of `bases`, frozen models by their hash, are put onto it; others share what they can. The
+    parts that are named `unsummed` weigh 0. Raises ValueError naming the part that cannot be made.
     """
     scorers: dict[str, Scorer] = {}
     known = dict(bases or {})
@@ -53,7 +54,7 @@ def assembled(
             stack.callback(rule.close)
             rule.start()
             scorers[name] = rule
-    return WeightedSum(parts=scorers, weights={name: part.weight for name, part in parts.items()})
+    return WeightedSum(parts=scorers, weights={name: 0.0 if name in unsummed else part.weight for name, part in parts.items()})
 
 
 def _same_tokens(folder: Path, chat: ChatTokenizer) -> None:

@@ -23,6 +23,7 @@ from truing.parallel.world import World
 from truing.randomness import counted_seed
 from truing.records import Prompt, Reward, Rollout
 from truing.rewards.base import RewardFunction
+from truing.rewards.combine import Combination
 from truing.rollouts.collect import Decode, Question, collect
 from truing.rollouts.credit import CreditRule, Given, Judged
 from truing.rollouts.kl_control import KLControl
@@ -53,7 +54,7 @@ class BadRewardError(ValueError):
 
 
 class OnPolicy:
-    """Yields one `Experience` after another. Its state: how far it is in the prompts, and the KL's coefficient."""
+    """Yields one `Experience` after another. Its state: how far in the prompts, the KL's coefficient, what rewards came to."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class OnPolicy:
         *,
         reference: Reference,
         reward: RewardFunction,
+        combination: Combination,
         credit: CreditRule,
         control: KLControl,
         rounds: Rounds,
@@ -78,6 +80,8 @@ class OnPolicy:
         self.model = model
         self.reference = reference
         self.reward = reward
+        self.combination = combination
+        """From parts to the number that an answer is judged by."""
         self.credit = credit
         self.control = control
         self.rounds = rounds
@@ -124,8 +128,11 @@ class OnPolicy:
         rewards = list(self.reward([one.rollout for one in flat]))
         self._refuse(flat, rewards)
         numbers = [question.number for question in mine]
-        self._write(number, numbers, flat, rewards)
-        return self._credited(number, len(trees), numbers, scored, rewards, gap)
+        combined = self.combination(rewards, [len(one.rollout.completion.tokens) for one in flat], self.world.gather)
+        scores = [value - self._penalty(one) for value, one in zip(combined.scores, flat, strict=True)]
+        self._write(number, numbers, flat, rewards, scores)
+        experience = self._credited(number, len(trees), numbers, scored, rewards, scores, gap)
+        return replace(experience, metrics={**experience.metrics, **combined.metrics})
 
     def _credited(
         self,
@@ -134,11 +141,12 @@ class OnPolicy:
         numbers: Sequence[int],
         scored: Sequence[Sequence[Scored]],
         rewards: Sequence[Reward],
+        scores: Sequence[float],
         gap: Mean,
     ) -> Experience:
         weight = self.control.coefficient
         in_reward = weight if self.rounds.kl_in == "reward" else 0.0
-        judged = self._judged(scored, rewards)
+        judged = _judged(scored, scores)
         given = self.credit([group for group in judged if group], in_reward, self.world.sum)
         places = [place for place, group in zip(numbers, judged, strict=True) if group]
         kept = [group for group in judged if group]
@@ -166,18 +174,9 @@ class OnPolicy:
             metrics=metrics,
         )
 
-    def _judged(self, scored: Sequence[Sequence[Scored]], rewards: Sequence[Reward]) -> list[list[Judged]]:
-        """The answers that have a reward, each with the number it is judged by."""
-        values = iter(rewards)
-        found: list[list[Judged]] = []
-        for group in scored:
-            found.append([])
-            for one in group:
-                reward = next(values)
-                penalty = self.rounds.missing_end_penalty if one.rollout.completion.stop == "length" else 0.0
-                if not reward.problem:
-                    found[-1].append(Judged(scored=one, score=reward.value - penalty))
-        return found
+    def _penalty(self, one: Scored) -> float:
+        """What an answer pays for having been cut."""
+        return self.rounds.missing_end_penalty if one.rollout.completion.stop == "length" else 0.0
 
     def _refuse(self, flat: Sequence[Scored], rewards: Sequence[Reward]) -> None:
         """Raises BadRewardError, on every rank, for the first reward with a problem, where the run is to stop there."""
@@ -193,12 +192,14 @@ class OnPolicy:
         if bad:
             raise BadRewardError(f"{bad[0]}; mend the reward, or set rounds.on_bad_reward=drop to leave such answers out")
 
-    def _write(self, number: int, numbers: Sequence[int], flat: Sequence[Scored], rewards: Sequence[Reward]) -> None:
+    def _write(
+        self, number: int, numbers: Sequence[int], flat: Sequence[Scored], rewards: Sequence[Reward], scores: Sequence[float]
+    ) -> None:
         """Every rollout into samples.jsonl, in the order of the round on any number of ranks."""
         k = self.rounds.samples
         rows = [
-            (numbers[i // k] * k + i % k, _row(number, one, reward))
-            for i, (one, reward) in enumerate(zip(flat, rewards, strict=True))
+            (numbers[i // k] * k + i % k, _row(number, one, reward, score))
+            for i, (one, reward, score) in enumerate(zip(flat, rewards, scores, strict=True))
         ]
         for _, row in sorted(self.world.gather(rows), key=lambda placed: placed[0]):
             self.record(row)
@@ -207,11 +208,23 @@ class OnPolicy:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"prompts": self.prompts.state_dict(), "control": self.control.state_dict()}
+        return {
+            "prompts": self.prompts.state_dict(),
+            "control": self.control.state_dict(),
+            "combination": self.combination.state_dict(),
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.prompts.load_state({}, state["prompts"])
         self.control.load_state(state["control"])
+        self.combination.load_state(state["combination"])
+
+
+def _judged(scored: Sequence[Sequence[Scored]], scores: Sequence[float]) -> list[list[Judged]]:
+    """The answers that have a reward, each with the number it is judged by."""
+    values = iter(scores)
+    pairs = [[(one, next(values)) for one in group] for group in scored]
+    return [[Judged(scored=one, score=score) for one, score in group if not math.isnan(score)] for group in pairs]
 
 
 def answer_metrics(group: Sequence[Scored]) -> dict[str, Mean]:
@@ -281,13 +294,14 @@ def _tree(group: Sequence[Judged], given: Sequence[Given], place: int) -> Tree:
     return replace(tree_of([one.scored.rollout for one in group], place), credit=credit)
 
 
-def _row(number: int, one: Scored, reward: Reward) -> dict[str, object]:
+def _row(number: int, one: Scored, reward: Reward, score: float) -> dict[str, object]:
     rollout = one.rollout
     return {
         "step": number + 1,
         "prompt": [{"role": message.role, "content": message.content} for message in rollout.prompt.messages],
         "response": rollout.response,
         "reward": None if reward.problem else reward.value,
+        "score": None if reward.problem else score,
         "parts": dict(reward.parts),
         "notes": dict(reward.notes),
         "problem": reward.problem,
