@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 from pydantic import Field
 
 from truing.records import Rollout
+from truing.rewards.remote import RemoteScore
 
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -186,6 +187,7 @@ RULES: dict[str, type] = {
     "exact_answer": ExactAnswer,
     "numeric_answer": NumericAnswer,
     "python": PythonFunction,
+    "remote": RemoteScore,
 }
 """Name in a config -> rule."""
 
