@@ -66,6 +66,16 @@ def test_bradley_terry_by_hand():
     assert BradleyTerry()(Pair(torch.tensor([0.0]), torch.tensor([200.0]))).item() == pytest.approx(200.0)
 
 
+def test_smoothed_centred_and_without_margins_bradley_terry_by_hand():
+    """Rewards 3 and 2: 0.9 ln(1 + e^-1) + 0.1 ln(1 + e), and 0.01 (3 + 2)^2 on top."""
+    scores, margin = Pair(torch.tensor([3.0]), torch.tensor([2.0])), torch.tensor([2.0])
+    smooth = 0.9 * math.log(1 + math.exp(-1)) + 0.1 * math.log(1 + math.e)
+    assert BradleyTerry(label_smoothing=0.1)(scores).item() == pytest.approx(smooth, abs=1e-6)
+    assert BradleyTerry(label_smoothing=0.1, centring=0.01)(scores).item() == pytest.approx(smooth + 0.25, abs=1e-6)
+    assert BradleyTerry(margin_scale=0.0)(scores, margin).item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+    assert BradleyTerry(margin_scale=0.5)(scores, margin).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_nll_is_minus_the_log_probability():
     assert NLL()(torch.tensor([-0.5, -2.0])).tolist() == [0.5, 2.0]
 

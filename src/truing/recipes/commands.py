@@ -14,7 +14,7 @@ from truing.data.chat import ChatTokenizer
 from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES
 from truing.models.load import load_tokenizer
 from truing.parallel.world import World
-from truing.recipes import RECIPES, module_of
+from truing.recipes import RECIPES, module_of, reward_report
 from truing.recipes import align as align_recipe
 from truing.recipes import compare as compare_recipe
 from truing.recipes import tasks as tasks_recipe
@@ -209,5 +209,9 @@ def _summary(folder: Path) -> str:
         if key in result:
             e = result[key]
             lines.append(f"  {title}: {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n = {e['n']}")
+    if "best_step" in result:
+        lines.append(f"  weights of step {result['best_step']}, of {result['ended_at']} that were trained")
+    if "reward_model" in result:
+        lines += [f"  {line}" for line in reward_report.lines(result["reward_model"])]
     lines.append(f"  next: truing sample {folder}")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ from truing.models.policy import Policy, probe
 from truing.models.reference import tree_key, with_reference
 from truing.objectives import AnyObjective, UnpairedFeedback, WholeBatchObjective, averaged, prepared
 from truing.parallel.world import World
-from truing.recipes.examples import Examples, examples
+from truing.recipes.examples import Examples, Split, examples
 from truing.recipes.preflight import preflight, refuse
 from truing.recipes.settings import Optimizer, Shared, device, torch_dtype
 from truing.records import Record
@@ -33,6 +33,7 @@ from truing.runs.run import Run
 from truing.runs.sinks import Sink, Tick, counted
 from truing.statistics import paired_difference, shown, win_rate
 from truing.train.checkpoint import Checkpoints, seed_random_states
+from truing.train.early_stop import EarlyStop
 from truing.train.learner import Learner
 from truing.train.loop import Source, train
 from truing.train.moving_reference import AgainstMovingReference, MovingReference, TrustRegion
@@ -65,6 +66,10 @@ class Plan:
     """Whether adapters are merged into the saved weights; without, they must be among the further files."""
     lines: tuple[str, ...] = ()
     """What is said of it at the start."""
+    patience: int = 0
+    """Evaluations without a better held-out accuracy after which training ends with the best weights; 0 goes to the end."""
+    report: Callable[[nn.Module, Split, World, Tick], Mapping[str, Any]] | None = None
+    """What else the result says of the trained model, by held-out records; None where there is nothing."""
 
 
 def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
@@ -127,11 +132,16 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
             return averages(model, objective, held_out, shared.micro_tokens, world)
 
         seed_random_states(shared.seed)
-        train(run, learner, objective, plan.source(source), evaluate=evaluate if held_out else None)
+        early_stop = EarlyStop(learner.trained, plan.patience) if plan.patience and held_out and shared.evaluate_every else None
+        train(run, learner, objective, plan.source(source), evaluate=evaluate if held_out else None, early_stop=early_stop)
         give_back(all_of_it=True)
         # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
         after = _outcomes(plan, model, compared, bar("held out, after"), world)
         result = _result(run, plan, found, before, after)
+        if early_stop:
+            result |= {"best_step": early_stop.best_step, "ended_at": run.step}
+        if plan.report and held_out:
+            result |= plan.report(model, found.held_out, world, bar("held out, report"))
         if world.rank == 0 and not (folder / MODEL / "config.json").is_file():
             save_policy(folder, policy, chat, start, plan.complete(model, found.train.trees), merged=plan.merged)
         run.write(RESULT, result)

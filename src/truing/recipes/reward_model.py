@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
@@ -16,8 +16,11 @@ from truing.models.heads import RewardModel
 from truing.models.lora import POLICY, add_lora
 from truing.models.policy import Policy
 from truing.objectives import RewardRanking
+from truing.parallel.world import World
+from truing.recipes.examples import Split
 from truing.recipes.fit import Plan, fit
 from truing.recipes.reward_folder import complete
+from truing.recipes.reward_report import report
 from truing.recipes.settings import Optimizer, Shared
 from truing.records import Preference, Ranking
 from truing.runs.sinks import Sink, Tick
@@ -32,6 +35,10 @@ class Config(Shared):
     """Members on one base: with lora an adapter and a head each, without it heads alone, on the frozen model."""
     bootstrap: bool = True
     """Whether each member learns from a draw of its own (a prompt counts 0, 1, 2, ... times), or members differ by seed alone."""
+    loss: BradleyTerry = field(default_factory=BradleyTerry)
+    """The loss."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Evaluations without a better held-out accuracy after which training ends, with the best weights; 0 goes to the end."""
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-5))
     """The optimizer; for LoRA take ten times the rate or more, for heads alone a hundred times."""
 
@@ -41,6 +48,9 @@ def plan(config: Config) -> Plan:
     if config.ensemble > 1 and config.lora and config.recompute == "always":
         raise ValueError("recompute=always cannot tell the members of an ensemble apart, which are adapters: set recompute=never")
 
+    if config.patience and not config.evaluate_every:
+        raise ValueError("patience counts evaluations, and evaluate_every=0 makes none: set evaluate_every, or patience=0")
+
     def outcomes(model: nn.Module, trees: Sequence[Tree], progress: Tick) -> list[float]:
         assert isinstance(model, RewardModel)
         return right_order(rewards(model, trees, budget=2 * config.micro_tokens, progress=progress))
@@ -49,10 +59,16 @@ def plan(config: Config) -> Plan:
         assert isinstance(model, RewardModel)
         return complete(model, trees, config.lora)
 
+    def reported(model: nn.Module, held_out: Split, world: World, progress: Tick) -> Mapping[str, Any]:
+        assert isinstance(model, RewardModel)
+        budget = 2 * config.micro_tokens
+        scores = world.spread(held_out.trees, lambda share: rewards(model, share, budget=budget, progress=progress))
+        return {"reward_model": report(held_out.trees, scores, held_out.records, seed=config.seed)}
+
     return Plan(
         method="reward_model",
         kinds=(Ranking, Preference),
-        objective=RewardRanking(loss=BradleyTerry(), bootstrap=config.seed if config.bootstrap else None),
+        objective=RewardRanking(loss=config.loss, bootstrap=config.seed if config.bootstrap else None),
         optimizer=config.optimizer,
         model=lambda policy: _model(policy, config),
         outcomes=outcomes,
@@ -60,6 +76,8 @@ def plan(config: Config) -> Plan:
         complete=completed,
         merged=config.ensemble == 1,
         lines=_held_in_memory(config),
+        patience=config.patience,
+        report=reported,
     )
 
 

@@ -7,6 +7,7 @@ from truing.data.tree import TreeBatch
 from truing.objectives import RememberingObjective
 from truing.parallel.world import World
 from truing.runs.run import Part, Run
+from truing.train.early_stop import EarlyStop
 from truing.train.learner import NonFiniteError
 
 
@@ -33,15 +34,25 @@ BAD_BATCH = "bad_batch.json"
 Evaluate = Callable[[], Mapping[str, float]]
 
 
-def train(run: Run, learner: Trainee, objective: Any, source: Source, *, evaluate: Evaluate | None = None) -> None:
-    """Train until the run's last step, from wherever an earlier process left it."""
+def train(
+    run: Run,
+    learner: Trainee,
+    objective: Any,
+    source: Source,
+    *,
+    evaluate: Evaluate | None = None,
+    early_stop: EarlyStop | None = None,
+) -> None:
+    """Train from where an earlier process left the run until its last step, or until `early_stop` ends it with the best weights."""
     parts: dict[str, Part] = {"learner": learner, "source": source}
     if isinstance(objective, RememberingObjective):
         parts |= objective.memory
+    if early_stop:
+        parts["early_stop"] = early_stop
     run.restore(parts)
     if evaluate and run.evaluate_every and run.step == 0:
         run.log(0, _held_out(evaluate))
-    for step, work in _steps(run, source):
+    for step, work in () if early_stop and early_stop.over else _steps(run, source):
         try:
             metrics = learner.update(objective, work)
         except NonFiniteError as error:
@@ -51,8 +62,14 @@ def train(run: Run, learner: Trainee, objective: Any, source: Source, *, evaluat
         if evaluate and run.due_evaluation(step):
             metrics |= _held_out(evaluate)
         run.log(step, metrics, tokens=_tokens(work, learner.world))
+        if early_stop:
+            early_stop.observe(step, metrics)
         if run.due_save(step):
             run.save(step, parts)
+        if early_stop and early_stop.over:
+            break
+    if early_stop:
+        early_stop.take_best()
     run.finish(parts)
 
 
