@@ -91,9 +91,11 @@ class ValueModel(nn.Module):
         """V of the state before each scored token."""
         return self._read(batch, batch.source, batch.response)
 
-    def final_values(self, batch: TreeBatch) -> Float[Tensor, " response"]:
-        """V of the state behind the last token of each response: what a cut response would have gone on to."""
-        return self._read(batch, batch.last, torch.arange(batch.responses, device=batch.last.device))
+    def values_and_after(self, batch: TreeBatch) -> tuple[Float[Tensor, " scored"], Float[Tensor, " response"]]:
+        """The same, and V of the state behind each response's last token, which a cut one would have gone on to: in one pass."""
+        ends = torch.arange(batch.responses, device=batch.last.device)
+        values = self._read(batch, torch.cat([batch.source, batch.last]), torch.cat([batch.response, ends]))
+        return values[: len(batch.source)], values[len(batch.source) :]
 
     def _read(self, batch: TreeBatch, at: Tensor, response: Tensor) -> Tensor:
         with adapter_on(self.policy.model, self.adapter) if self.adapter else nullcontext():

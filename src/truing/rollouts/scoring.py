@@ -93,9 +93,9 @@ def score(
         old = model.policy.log_probs(batch, temperature=temperature).cpu().split(sizes)
         ref = reference.log_probs(batch, temperature=temperature).cpu().split(sizes)
         critic = model.critic
-        values = critic.values(batch).cpu().split(sizes) if critic else [None] * len(sizes)
-        after = critic.final_values(batch).tolist() if critic else [0.0] * len(sizes)
-        rows = zip(old, ref, values, after, strict=True)
+        before, after = critic.values_and_after(batch) if critic else (None, torch.zeros(len(sizes)))
+        values = [None] * len(sizes) if before is None else before.cpu().split(sizes)
+        rows = zip(old, ref, values, after.tolist(), strict=True)
         for tree in trees:
             for rollout in groups[tree.key]:
                 mine, its, value, behind = next(rows)
