@@ -20,6 +20,7 @@ from truing.recipes import align, commands
 from truing.recipes import compare as recipe
 from truing.recipes.compare import settings_of
 from truing.records import Message
+from truing.runs.read import read_rows
 
 PROMPTS = [f"What is {i} plus {i}?" for i in range(40)]
 
@@ -32,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, pair
         "model": tiny_model_folder, "run": folder, "dtype": "fp32", "lora": "null", "data.path": pairs_file,
         "data.held_out_by": "null", "data.held_out": "[]", "data.held_out_share": 0.4,
         "kl_prompts": 2, "evaluate_rows": 2, "answers.max_tokens": 4,
-        "sft.lr": 3e-3, "preference.lr": 3e-3,
+        "sft.lr": 3e-3, "preference.lr": 3e-3, "method": "ppo", "ppo.lr": 3e-3, "ppo.batch_size": 8,
     }  # fmt: skip
     loaded = load(align.Config, overrides=[f"{key}={value}" for key, value in settings.items()])
     return align.run(loaded.value, loaded.resolved, ())
@@ -261,6 +262,21 @@ def test_order_of_rows_does_not_matter():
 def test_the_stage_that_align_leaves_is_what_its_folder_stands_for(runs: Path):
     assert recipe.stage_of(str(runs)) == str(runs / "preference")
     assert recipe.stage_of(str(runs / "sft")) == str(runs / "sft")
+
+
+def test_ppo_from_the_learned_reward_stands_next_to_dpo_in_one_table(runs: Path):
+    result = json.loads((runs / "result.json").read_text())
+    assert result["models"].keys() == {"base", "sft", "tuned", "ppo"}
+    assert result["against"]["name"] == "tuned"
+    table = (runs / "report.txt").read_text()
+    assert re.search(r"^held-out rows +base +after SFT +after DPO +after PPO$", table, re.MULTILINE)
+    config = json.loads((runs / "ppo" / "config.json").read_text())
+    assert config["reward"]["learned"]["run"] == str(runs / "reward_model")
+    assert config["model"] == str(runs / "sft")
+    rounds = [dict(row) for row in read_rows(runs / "ppo" / "metrics.jsonl")]
+    assert [row["prompts"] for row in rounds] == [8.0] * (len(rounds) - 1) + [rounds[-1]["prompts"]]
+    assert rounds[0]["first_ratio"] == pytest.approx(1, abs=1e-5)
+    assert rounds[0]["kl"] == pytest.approx(0, abs=1e-4)
 
 
 def test_a_damaged_record_is_named(verb, runs: Path, tiny_model_folder: Path, tmp_path: Path):

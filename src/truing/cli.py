@@ -41,11 +41,18 @@ def train(
 
 
 @app.command()
-def align(settings: Settings = None, as_json: Json = False) -> None:
+def align(
+    settings: Settings = None,
+    method: Annotated[
+        str | None, typer.Option(help="dpo; or ppo: a policy from the learned reward too, in the same table.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """SFT, reward model, preference optimisation and evaluation in one go."""
     from truing.recipes import commands
 
-    commands.align(settings or [], _sinks(as_json), as_json=as_json)
+    chosen = [f"method={method}"] if method else []
+    commands.align([*chosen, *(settings or [])], _sinks(as_json), as_json=as_json)
 
 
 @app.command()

@@ -150,10 +150,15 @@ def _last(messages: Messages) -> str:
 
 
 def result(models: Mapping[str, Measured], *, seed: int) -> dict[str, Any]:
-    """All figures of a comparison; the first model is what the others are compared with, the last what came of it."""
+    """All figures of a comparison; the first model is what the others are compared with, the last what came of it.
+
+    Where two ways were gone from the third on (`tuned`, `ppo`), the last is compared with the one before it, too.
+    """
     names = list(models)
     base, last = models[names[0]], models[names[-1]]
+    before = {"against": {"name": names[-2], "win_rate": shown(_wins(last, models[names[-2]]))}} if len(names) > 3 else {}
     return {
+        **before,
         "models": {name: _figures(model, base, seed) for name, model in models.items()},
         "gain": {kind: shown(_gain(last, base, kind, seed)) for kind in ["all", *sorted(set(base.kinds) - {""})]},
         "examples": [
@@ -171,9 +176,7 @@ def _figures(model: Measured, base: Measured, seed: int) -> dict[str, Any]:
             kind: shown(win_rate([model.prefers_good[i] for i in rows if kind in ("all", model.kinds[i])]))
             for kind in ["all", *sorted(set(model.kinds) - {""})]
         },
-        "win_rate_against_base": shown(
-            win_rate([(a > b) + 0.5 * (a == b) for a, b in zip(model.rewards, base.rewards, strict=True)])
-        ),
+        "win_rate_against_base": shown(_wins(model, base)),
         "reward": {"mean": reward_mean, "deviation": reward_deviation},
         "length": {"mean": length_mean, "deviation": length_deviation},
         "finished": sum(model.finished) / len(model.finished),
@@ -187,6 +190,11 @@ def _figures(model: Measured, base: Measured, seed: int) -> dict[str, Any]:
         if asked:
             figures[name] = shown(wilson(sum(stance(model.answers[i]) == side for i in asked), len(asked)))
     return figures
+
+
+def _wins(model: Measured, other: Measured) -> Estimate:
+    """The share of prompts whose answer has the higher reward, ties half."""
+    return win_rate([(a > b) + 0.5 * (a == b) for a, b in zip(model.rewards, other.rewards, strict=True)])
 
 
 def _gain(last: Measured, base: Measured, kind: str, seed: int) -> Estimate:

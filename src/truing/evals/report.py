@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TITLES = {"base": "base", "sft": "after SFT", "tuned": "after DPO"}
+TITLES = {"base": "base", "sft": "after SFT", "tuned": "after DPO", "ppo": "after PPO"}
 WIDTH = 100
 
 
@@ -14,7 +14,7 @@ def text(result: Mapping[str, Any], folder: Path) -> str:
     models: Mapping[str, Any] = result["models"]
     parts = [_answers(result["examples"], list(models)), table(models), words(result)]
     next_steps = [
-        f"truing sample {folder}/preference                 # talk to the aligned model",
+        f"truing sample {folder}/{'ppo' if 'ppo' in models else 'preference':<23}    # talk to the aligned model",
         f"truing runs {folder}                              # every run with its state and figures",
         "truing train dpo data.path=YOUR.csv lora.rank=16   # the same on your own preferences",
     ]
@@ -63,6 +63,13 @@ def words(result: Mapping[str, Any]) -> str:
     sentences.append(
         f"The reward model prefers its answers to base's in {_rate(win)} of {win['n']} prompts; a model's taste, not people's."
     )
+    if "against" in result:
+        other = result["against"]
+        sentences.insert(0, f"All of this is about the model {TITLES[list(models)[-1]]}, compared with the base.")
+        sentences.append(
+            f"It prefers them to those {TITLES[other['name']]} in {_rate(other['win_rate'])}; but it is what PPO was trained to"
+            " please, and so no judge of it."
+        )
     base = next(iter(models.values()))
     for key, title in (("false_premise_corrected", "false premises"), ("true_premise_confirmed", "true premises")):
         if key in last:

@@ -1,6 +1,7 @@
 """The whole way in one command: SFT on the good answers, a reward model, preference optimisation, and what became of it.
 
-Each stage is a run of its own in the folder of this one, so the same command goes on wherever the last one stopped.
+With `method=ppo` a policy is trained from the reward model too, and compared with preference optimisation. Each stage is a run of
+its own in the folder of this one, so the same command goes on wherever the last one stopped.
 """
 
 import json
@@ -22,16 +23,19 @@ from truing.memory import give_back
 from truing.models.load import load_tokenizer
 from truing.models.lora import LoRA
 from truing.parallel.world import World
-from truing.recipes import preference, reward_model, sft
+from truing.recipes import ppo, preference, reward_model, sft
 from truing.recipes.examples import STORES, examples
 from truing.recipes.fit import AFTER, BEFORE, load_policy, model_folder, model_path
 from truing.recipes.reward_folder import load_reward_model
 from truing.recipes.settings import Data, Optimizer, torch_dtype
 from truing.records import Preference
+from truing.rewards.base import LearnedReward
+from truing.rollouts.kl_control import KL_RULES, AdaptiveKL, KLRule
 from truing.rollouts.sampler import Decoding
 from truing.runs.durable import make_folder, to_json, write_file
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Sink
+from truing.train.replay import Replay
 
 HELD_OUT_TOPICS = ("first aid", "houseplants", "laundry", "music", "photography", "sewing", "swimming")
 
@@ -49,9 +53,29 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicyStage:
+    """Policy optimisation from the reward model, with `method=ppo`."""
+
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Learning rate of the first round; it falls to 0 in a line."""
+    epochs: Annotated[int, Field(gt=0)] = 1
+    """How often each prompt is asked."""
+    batch_size: Annotated[int, Field(gt=0)] = 32
+    """Prompts a round."""
+    kl: Annotated[KLRule, OneOf(KL_RULES)] = field(default_factory=lambda: AdaptiveKL(coefficient=0.1, target=8.0, horizon=1000.0))
+    """The price of KL from the SFT model, steered towards a target."""
+    passes: Annotated[int, Field(gt=0)] = 2
+    """Passes over each round's answers."""
+    value_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the critic's loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of `truing align`. The defaults are the demo: SmolLM2-135M-Instruct on everyday preferences, on two cores."""
 
+    method: Literal["dpo", "ppo"] = "dpo"
+    """`ppo` trains a policy from the reward model too, beside the third training, and compares both."""
     data: Data = field(default_factory=lambda: Data(path="everyday", held_out_by="topic", held_out=HELD_OUT_TOPICS, max_tokens=512))
     """Preferences; the columns kind and topic are used where they exist."""
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -74,6 +98,8 @@ class Config:
     """The reward model, from the SFT model."""
     preference: Stage = field(default_factory=lambda: Stage(lr=5e-4))
     """Preference optimisation, from the SFT model."""
+    ppo: PolicyStage = field(default_factory=PolicyStage)
+    """Policy optimisation, from the SFT model, where `method=ppo` asks for it."""
     answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=40))
     """How the held-out prompts are answered for the comparison."""
     evaluate_rows: Annotated[int, Field(gt=0)] | None = None
@@ -121,7 +147,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
 
 
 def _stages(config: Config) -> dict[str, Callable[[Sequence[Sink]], Path]]:
-    def shared(stage: Stage, model: str, name: str) -> dict[str, Any]:
+    def shared(stage: Stage | PolicyStage, model: str, name: str) -> dict[str, Any]:
         return {
             "data": _shared_data(config),
             "model": model,
@@ -142,11 +168,24 @@ def _stages(config: Config) -> dict[str, Callable[[Sequence[Sink]], Path]]:
     imitate = sft.Config(**shared(config.sft, config.model, "sft"))
     judge = reward_model.Config(**shared(config.reward_model, start, "reward_model"))
     prefer = preference.Config(**shared(config.preference, start, "preference"), loss=config.loss)
-    return {
+    stages: dict[str, Callable[[Sequence[Sink]], Path]] = {
         "sft": lambda sinks: sft.run(imitate, resolved_of(imitate), sinks),
         "reward_model": lambda sinks: reward_model.run(judge, resolved_of(judge), sinks),
         "preference": lambda sinks: preference.run(prefer, resolved_of(prefer), sinks),
     }
+    if config.method == "ppo":
+        settings = shared(config.ppo, start, "ppo")
+        improve = ppo.Config(
+            **settings
+            | {"measure_before": True, "optimizer": Optimizer(lr=config.ppo.lr, eps=1e-5, schedule="linear", warmup=0.0)},
+            reward={"learned": LearnedReward(run=config.run / "reward_model")},
+            answers=replace(config.answers, temperature=1.0),
+            kl=config.ppo.kl,
+            replay=Replay(epochs=config.ppo.passes),
+            terms=ppo.Terms(value_weight=config.ppo.value_weight),
+        )
+        stages["ppo"] = lambda sinks: ppo.run(improve, resolved_of(improve), sinks)
+    return stages
 
 
 def _shared_data(config: Config) -> Data:
@@ -155,8 +194,10 @@ def _shared_data(config: Config) -> Data:
 
 
 def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
-    """Base, SFT and tuned model on the held-out rows; what was measured before an interruption is not measured again."""
+    """Base, SFT and tuned models on the held-out rows; what was measured before an interruption is not measured again."""
     models = {"base": model_folder(config.model), "sft": config.run / "sft", "tuned": config.run / "preference"}
+    if config.method == "ppo":
+        models["ppo"] = config.run / "ppo"
     folder = config.run / "evaluation"
     make_folder(folder)
     dtype = torch_dtype(config.dtype)
@@ -182,7 +223,9 @@ def _compare(config: Config, sinks: Sequence[Sink]) -> dict[str, Measured]:
         if path.is_file():
             found[name] = Measured(**json.loads(path.read_bytes()))
             step += 3
-    missing = [name for name in ("sft", "base", "tuned") if name not in found]  # SFT first: it is what the others diverge from
+    missing = [
+        name for name in ("sft", "base", "tuned", "ppo") if name in models and name not in found
+    ]  # SFT first: it is what the others diverge from
     reference = load_policy(model_path(config.run / "sft"), dtype)[0] if missing else None
     for name in missing:
         place = models[name]
