@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import growth, peers
+from benchmarks import growth, peers, rounds
 from benchmarks.growth import CURVES
 from benchmarks.measure import Conditions, measure, say, show
+from benchmarks.rounds import ROUNDS
 from benchmarks.rows import ROWS, Row
 
 HERE = Path(__file__).parent
@@ -38,16 +39,16 @@ def plot(results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*ROWS, *CURVES])}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*ROWS, *ROUNDS, *CURVES])}")
     parser.add_argument("--pairs", type=int, default=3, help="how often both sides run, in turn")
     parser.add_argument("--quick", action="store_true", help="a tiny random model, four rows, one pair: to see that all runs")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--show", action="store_true", help="measure nothing: print the table of what was measured")
     args = parser.parse_args()
-    unknown = [name for name in args.names if name not in ROWS and name not in CURVES]
+    unknown = [name for name in args.names if name not in {**ROWS, **ROUNDS, **CURVES}]
     if unknown:
-        parser.error(f"{unknown[0]}: choose of {', '.join([*ROWS, *CURVES])}")
+        parser.error(f"{unknown[0]}: choose of {', '.join([*ROWS, *ROUNDS, *CURVES])}")
     conditions = Conditions(
         pairs=1 if args.quick else args.pairs,
         quick=args.quick,
@@ -56,10 +57,12 @@ def main() -> None:
         results=Path("runs/benchmarks/quick") if args.quick else HERE / "results" / args.device,
         scratch=Path("runs/benchmarks/scratch"),
     )
-    names = args.names or [*ROWS, *CURVES]
+    names = args.names or [*ROWS, *ROUNDS, *CURVES]
     if args.show:
-        files = [conditions.results / f"{name}.json" for name in names if name in ROWS]
-        sys.stdout.write(show([json.loads(file.read_text()) for file in files if file.is_file()]) + "\n")
+        for table, known in ((show, ROWS), (rounds.show, ROUNDS)):
+            files = [conditions.results / f"{name}.json" for name in names if name in known]
+            if files:
+                sys.stdout.write(table([json.loads(file.read_text()) for file in files if file.is_file()]) + "\n\n")
         return
     results = []
     for name in (name for name in names if name in ROWS):
@@ -70,6 +73,9 @@ def main() -> None:
         results.append(measure(name, ROWS[name], conditions))
     if results:
         sys.stdout.write(show(results) + "\n")
+    played = [rounds.measure(name, ROUNDS[name], conditions) for name in names if name in ROUNDS and args.device == "cpu"]
+    if played:
+        sys.stdout.write("\n" + rounds.show(played) + "\n")
     for name in (name for name in names if name in CURVES):
         sys.stdout.write("\n" + growth.show(growth.measure(name, CURVES[name], conditions)) + "\n")
     plot(conditions.results)

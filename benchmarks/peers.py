@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv-peers"
 PEERS: dict[str, tuple[str, ...]] = {
     "trl": ("trl==1.16.0", "peft>=0.18"),
+    "trl_ppo": ("trl==1.12.0", "peft>=0.18"),
     "lm_eval": ("lm-eval==0.4.13", "accelerate>=1", "immutabledict", "langdetect"),
     "plots": ("matplotlib>=3.9",),
 }

@@ -9,8 +9,13 @@ import pytest
 from benchmarks.floor import Tokens, Weights, forward, measured_rate, operations, share
 from benchmarks.growth import CURVES, bends, show, slopes
 from benchmarks.growth_side import PARTS, many
+from benchmarks.peers import PEERS
 from benchmarks.prepare import DATA, as_read, as_trained, with_answers
 from benchmarks.ratios import HEADER, Spread, adapters, figures, line, second_epoch, work
+from benchmarks.rounds import ROUNDS, Round, parts_of
+from benchmarks.rounds import figures as figures_of_rounds
+from benchmarks.rounds import show as show_rounds
+from benchmarks.rounds_floor import seconds_of
 from benchmarks.rows import ROWS
 from truing.data.formats import recognise
 from truing.losses import PAIR_LOSSES
@@ -170,3 +175,52 @@ def test_many_rows_are_all_different() -> None:
         pytest.skip(f"{folder} is not there")
     rows = [json.dumps(row) for row in many(folder, 1_200)]
     assert len(set(rows)) == 1_200
+
+
+SHORT = Round(method="ppo", peers={"trl_ppo": "ppo"}, prompts=2, k=1, new_tokens=4, rounds=2, epochs=3, target="1x", learned=True)
+
+
+def test_the_least_work_of_a_round_is_every_prompt_once_every_answer_twice_and_each_role_once() -> None:
+    """Two rounds of two prompts, 40 tokens in all, and 12 said: 20 + 6 a round; the first token of an answer comes of reading."""
+    parts = parts_of(SHORT, {"prompt_tokens": 40}, {"tokens": 12})
+    assert list(parts) == ["sampling", "scoring: policy", "scoring: reference", "update", "scoring: critic", "reward"]
+    read, decode = parts["sampling"]
+    assert (read["tokens"], read["scored"], read["count"]) == (20, 2, 2)
+    assert (decode["tokens"], decode["scored"], decode["count"]) == (2, 2, (12 / 4 - 1) * 2)
+    assert parts["scoring: policy"] == [{"tokens": 26, "scored": 6, "count": 2.0, "trained": ""}]
+    assert parts["reward"] == [{"tokens": 26, "scored": 0, "count": 2.0, "trained": ""}]
+    assert [(one["count"], one["scored"], one["trained"]) for one in parts["update"]] == [(6.0, 6, "all"), (6.0, 0, "all")]
+
+
+def test_the_floor_of_a_part_is_its_products_by_their_own_rows() -> None:
+    shapes = [[8, 4, 2], [16, 4, 1]]
+    part = {"tokens": 10, "scored": 3, "count": 2.0, "trained": "adapters"}
+
+    def taken(out: int, width: int, rows: int, gradients: int) -> float:
+        return out * width * rows * (1 + gradients)
+
+    assert seconds_of(part, shapes, taken) == 2 * (2 * 8 * 4 * 10 + 16 * 4 * 3) * 2
+
+
+def test_a_row_of_rounds_says_where_its_time_goes() -> None:
+    def outcome(seconds: float, peak: float, parts: dict[str, float]) -> dict[str, Any]:
+        return {"seconds": seconds, "peak_gb": peak, "report": {"seconds": seconds, "tokens": 12, "parts": parts}}
+
+    pairs = [{"ours": outcome(2.0, 3.0, {"sampling": 1.0, "update": 0.8}), "ppo": outcome(8.0, 6.0, {})}]
+    found = figures_of_rounds(SHORT, [{"sampling": 0.5, "update": 0.4}], pairs)
+    assert found["per_second"]["median"] == 4 / 2.0
+    assert found["speed_ratio"]["median"] == 4.0
+    assert found["outside"] == pytest.approx(0.1)
+    assert found["share_of_floor"]["median"] == pytest.approx(0.45)
+    shown = show_rounds([{"name": "short", "figures": found, "row": {"rounds": 2, "target": "1x", "notes": ["None."]}}])
+    assert "| short | 2.00 answers | 0.50 | 4.00 [4.00, 4.00] | 3.00 | 6.00 | 0.50 | 0.45 [0.45, 0.45] | 10% | 1x |" in shown
+    assert "| sampling | 1.00 | 50% | 0.50 | 0.50 |" in shown
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_every_row_of_rounds_has_a_peer_of_its_own_environment_and_says_where_the_sides_differ(name: str) -> None:
+    row = ROUNDS[name]
+    assert row.target
+    assert set(row.peers) <= PEERS.keys()
+    assert row.notes or row.method == "sample"
+    assert name not in ROWS
