@@ -54,10 +54,16 @@ def pairs(ordered: Ordered, **settings: object) -> list[tuple[str, str]]:
 
 
 def test_what_cannot_be_compared_is_counted() -> None:
-    answers = [Answer(text="Yes."), Answer(text=" "), Answer(text="Yes.", writer="b"), Answer(text="No", finished=False)]
+    answers = [
+        Answer(text="Yes."),
+        Answer(text=" "),
+        Answer(text="a\0"),
+        Answer(text="Yes.", writer="b"),
+        Answer(text="No", finished=False),
+    ]
     kept, dropped = Answered.of(PROMPT, answers)
     assert [one.text for one in kept.answers] == ["Yes."]
-    assert dropped == Dropped(empty=1, unfinished=1, repeated=1)
+    assert dropped == Dropped(empty=1, unreadable=1, unfinished=1, repeated=1)
     kept, dropped = Answered.of(PROMPT, answers, unfinished=True)
     assert [one.text for one in kept.answers] == ["Yes.", "No"]
 

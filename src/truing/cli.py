@@ -109,6 +109,19 @@ def data(
 
 
 @app.command()
+def label(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [KEY=VALUE]...", help="Settings such as data.path=prompts.jsonl.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answers written, put in order by a reward or a judge, and kept as pairs, rankings, feedback or demonstrations."""
+    from truing.recipes import label
+
+    label.command(words or [], _sinks(as_json))
+
+
+@app.command()
 def sample(
     model: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="A run's folder, a model's folder or a hub name.")],
     prompt: Annotated[list[str] | None, typer.Argument(help="What to ask; without one, each line of standard input.")] = None,

@@ -42,12 +42,15 @@ class Answered:
 
     @classmethod
     def of(cls, prompt: Prompt, answers: Sequence[Answer], *, unfinished: bool = False) -> "tuple[Answered, Dropped]":
-        """Without what cannot be compared: empty answers, repetitions, and unless they are wanted unfinished ones; counted."""
+        """Without what cannot be used: empty answers, repetitions, unless they are wanted unfinished ones, and such with a NUL
+        character, which no data file may hold; counted."""
         kept: dict[str, Answer] = {}
         dropped = Dropped()
         for answer in answers:
             if not answer.text.strip():
                 dropped = replace(dropped, empty=dropped.empty + 1)
+            elif "\0" in answer.text:
+                dropped = replace(dropped, unreadable=dropped.unreadable + 1)
             elif not answer.finished and not unfinished:
                 dropped = replace(dropped, unfinished=dropped.unfinished + 1)
             elif answer.text in kept:
@@ -62,6 +65,7 @@ class Dropped:
     """Answers that were not compared, by reason."""
 
     empty: int = 0
+    unreadable: int = 0
     unfinished: int = 0
     repeated: int = 0
 

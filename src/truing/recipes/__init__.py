@@ -10,6 +10,7 @@ RECIPES = {
     "feedback": "feedback",
     "ppo": "ppo",
     "align": "align",
+    "label": "label",
 }
 """Recipe -> module of this folder, each with a `Config` dataclass and a `run(config, resolved, sinks)`."""
 

@@ -24,7 +24,7 @@ Part = Rule | LearnedReward
 
 def assembled(
     parts: Mapping[str, Part],
-    chat: ChatTokenizer,
+    chat: ChatTokenizer | None,
     *,
     dtype: torch.dtype,
     budget: int,
@@ -35,14 +35,16 @@ def assembled(
 ) -> WeightedSum:
     """The weighted sum of all parts; what must be ended with the run is put on the stack.
 
-    `budget` tokens are scored at once, `seconds` is the longest that a rule may take for one answer. Reward models that were
-    trained as adapters or heads on one of `bases`, frozen models by their hash, are put onto it; others share what they can. The
-    parts that are named `unsummed` weigh 0. Raises ValueError naming the part that cannot be made.
+    `chat` holds the policy's tokens; rules alone need none. `budget` tokens are scored at once, `seconds` is the longest that a
+    rule may take for one answer. Reward models that were trained as adapters or heads on one of `bases`, frozen models by their
+    hash, are put onto it; others share what they can. The parts that are named `unsummed` weigh 0. Raises ValueError naming the
+    part that cannot be made.
     """
     scorers: dict[str, Scorer] = {}
     known = dict(bases or {})
     for number, (name, part) in enumerate(parts.items()):
         if isinstance(part, LearnedReward):
+            assert chat is not None, "a reward model reads tokens"
             _same_tokens(part.run, chat)
             model = load_reward_model(part.run, dtype, bases=known, name=f"reward_{number}")
             model.head.requires_grad_(False)

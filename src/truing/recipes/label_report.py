@@ -1,0 +1,193 @@
+"""From orders to labels and their account: records, what went to people, biases of the judge, the words for a terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truing.judges.bias import Figure, Judged, against, biases, lines
+from truing.judges.judgement import Judgement
+from truing.judges.labels import Labelling, preference, preference_of, records_of
+from truing.judges.ordering import Ordered, Pairing
+from truing.judges.people import Agreement, People, Routed, Votes, agreement, pair_name, read_votes, routed
+from truing.recipes.labelling import Asked
+from truing.records import Preference, Record
+from truing.runs.sinks import printable
+from truing.statistics import shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What labelling came to."""
+
+    records: list[Record]
+    ordered: int
+    """Prompts with two answers or more in order."""
+    pairs: int
+    """Pairs that a judge was asked about."""
+    ties: int
+    """Pairs or answers that were too near for a label."""
+    missing: int
+    """Judgements or rewards that are missing."""
+    figures: list[Figure]
+    known: list[Figure]
+    """Against the preferences that the file itself holds."""
+    routed: list[Routed]
+    agreement: Agreement | None
+    by_people: int = 0
+    """Labels that are people's."""
+
+
+def labels_of(
+    found: Sequence[tuple[Asked, Ordered]],
+    times: Sequence[str],
+    labelling: Labelling,
+    people: People,
+    *,
+    seed: int,
+    judge_model: str = "",
+) -> Labels:
+    """Records by the settings; where people were asked, by the rule of `truing.judges.people`."""
+    orders = [ordered for _, ordered in found]
+    asked = routed(orders, people, seed=seed)
+    votes: Mapping[str, Votes] = read_votes(people.file, asked) if people.file else {}
+    agreed = agreement(asked, votes, people, seed=seed) if people.file else None
+    records: list[Record] = []
+    ties = by_people = 0
+    for ordered, at in zip(orders, times, strict=True):
+        if agreed is None:
+            labelled = records_of(ordered, labelling, at=at)
+            records += labelled.records
+            ties += labelled.ties
+            continue
+        for pairing in ordered.pairings:
+            pair = _with_people(ordered, pairing, votes.get(pair_name(ordered.answered, pairing)), agreed, labelling, at)
+            by_people += pair is not None and "people" in pair.tags.get("labelled_by", "")
+            ties += pair is None
+            records += [] if pair is None else [pair]
+    judged = [
+        Judged(comparison=p.comparison(o.answered), judgement=p.judgement, own=_own(o, p, judge_model))
+        for o in orders
+        for p in o.pairings
+    ]
+    known = [one for asked_, ordered in found for one in _known(asked_, ordered)]
+    return Labels(
+        records=records,
+        ordered=sum(sum(map(math.isfinite, ordered.scores)) >= 2 for ordered in orders),
+        pairs=len(judged),
+        ties=ties,
+        missing=sum(len(ordered.problems) for ordered in orders),
+        figures=biases(judged, seed=seed),
+        known=against(known, ["first"] * len(known), seed=seed),
+        routed=asked,
+        agreement=agreed,
+        by_people=by_people,
+    )
+
+
+def _with_people(
+    ordered: Ordered, pairing: Pairing, said: Votes | None, agreed: Agreement, labelling: Labelling, at: str
+) -> Preference | None:
+    """People's word where they gave it; else the judge's, if it may be used alone."""
+    if said is None:
+        places = preference_of(pairing, labelling) if agreed.alone else None
+        return None if places is None else preference(ordered, *places, at=at, soft=labelling.soft)
+    side = said.majority
+    if side == "tie":
+        return None
+    better, worse = (pairing.first, pairing.second) if side == "first" else (pairing.second, pairing.first)
+    votes = f"{sum(vote == side for vote in said.by.values())} of {len(said.by)}"
+    extra = {
+        "labelled_by": "people",
+        "labelled_by_sha256": "",
+        "order_shown": "once",
+        "votes": votes,
+        "annotators": " ".join(sorted(said.by)),
+    }
+    return preference(ordered, better, worse, at=at, extra=extra)
+
+
+def _own(ordered: Ordered, pairing: Pairing, model: str) -> Any:
+    """Which of the two the judge's model wrote, where it wrote one."""
+    mine = [bool(model) and ordered.answered.answers[place].model == model for place in (pairing.first, pairing.second)]
+    return None if mine[0] == mine[1] else "first" if mine[0] else "second"
+
+
+def _known(asked: Asked, ordered: Ordered) -> list[Judged]:
+    """The file's own preferences with what the orderer says of them: the file's better answer stands first."""
+    places = {answer.text: place for place, answer in enumerate(ordered.answered.answers)}
+    found = []
+    for chosen, rejected in asked.preferred:
+        if chosen not in places or rejected not in places:
+            continue
+        first, second = places[chosen], places[rejected]
+        pairing = ordered.pairing(first, second)
+        if pairing is None:
+            gap = ordered.scores[first] - ordered.scores[second]
+            if not math.isfinite(gap):
+                continue
+            said = 0.5 if gap == 0 else float(gap > 0)
+            pairing = Pairing(first=first, second=second, judgement=Judgement(probability=said, orders=(said, said)))
+        found.append(Judged(comparison=pairing.comparison(ordered.answered), judgement=pairing.judgement))
+    return found
+
+
+def report(
+    labels: Labels, counts: Mapping[str, int], paid: Mapping[str, float | int], spent: Sequence[str], *, folder: Path, form: str
+) -> tuple[dict[str, Any], str]:
+    """`result.json`, and the same in words."""
+    agreed = labels.agreement
+    read, said, cost = (paid[name] for name in ("read", "said", "cost"))
+    result: dict[str, Any] = {
+        **counts,
+        "form": form,
+        "records": len(labels.records),
+        "prompts_ordered": labels.ordered,
+        "pairs_judged": labels.pairs,
+        "too_near": labels.ties,
+        "missing": labels.missing,
+        "servers": dict(paid),
+        "judge": {figure.name: shown(figure.value) for figure in labels.figures},
+        "against_the_file": {figure.name: shown(figure.value) for figure in labels.known},
+    }
+    left_out = [
+        f"{counts[f'answers_{name}']} {name}"
+        for name in ("empty", "unreadable", "unfinished", "repeated")
+        if counts[f"answers_{name}"]
+    ]
+    text = [
+        f"{folder / 'labels.jsonl'}: {len(labels.records)} records ({form}) of {counts['prompts']} prompts, "
+        f"{labels.ordered} of them with two answers or more in order",
+        *([f"answers left out: {', '.join(left_out)}"] if left_out else []),
+        *([f"{labels.ties} too near, tied or turned round"] if labels.ties else []),
+        *([f"{labels.missing} judgements or rewards missing"] if labels.missing else []),
+        *([f"bad rows left out: {counts['bad_rows']} of {counts['rows']}"] if counts["bad_rows"] else []),
+        *([f"servers: {read} tokens read, {said} said, cost {cost:.4f}"] if read or said else []),
+        *(f"this time: {line}" for line in spent),
+    ]
+    if labels.figures:
+        text += ["", "the judge, with 95% intervals:", *(f"  {line}" for line in lines(labels.figures))]
+    if labels.known:
+        text += ["", "against the preferences of the file:", *(f"  {line}" for line in lines(labels.known))]
+    if labels.routed:
+        sample = sum(one.why == "sample" for one in labels.routed)
+        result["for_people"] = {"sample": sample, "least_sure": len(labels.routed) - sample}
+        text += [
+            "",
+            f"{folder / 'for_people.jsonl'}: {sample} random pairs and {len(labels.routed) - sample} that the judge is unsure of",
+        ]
+    if agreed is not None:
+        figures = {"same": agreed.same, "kappa": agreed.kappa, "alpha_people": agreed.people, "alpha_together": agreed.together}
+        result["agreement"] = {
+            "pairs": agreed.pairs,
+            "alone": agreed.alone,
+            "labels_by_people": labels.by_people,
+            **{name: None if value is None else shown(value) for name, value in figures.items()},
+        }
+        text += [f"{name.replace('_', ' ')}: {'not defined' if value is None else value}" for name, value in figures.items()]
+        text += [agreed.said, f"{labels.by_people} labels are people's"]
+    elif labels.routed:
+        result["agreement"] = None
+        text.append("whether these labels may be used alone is not known before people have voted: people.file=VOTES")
+    return result, printable("\n".join(text)) + "\n"

@@ -1,0 +1,236 @@
+"""From settings to what writes answers and what orders them: models, endpoints, rewards; nothing is loaded before it is asked."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from truing.config import OneOf, resolved_of
+from truing.data.chat import ChatTokenizer
+from truing.endpoint import Client, Endpoint, Replies
+from truing.evals.tasks.evaluate import Model
+from truing.judges.judgement import Judge
+from truing.judges.local import LocalJudge
+from truing.judges.ordering import Answered, Ordered, order_by_judge, order_by_reward
+from truing.judges.prompt import JudgePrompt
+from truing.judges.remote import RemoteJudge
+from truing.models.load import load_tokenizer
+from truing.recipes.fit import model_folder, model_path, template_of
+from truing.recipes.rewarding import assembled
+from truing.recipes.settings import device, torch_dtype
+from truing.rewards import REWARDS
+from truing.rewards.base import LearnedReward
+from truing.rewards.rules import PythonFunction, Rule
+from truing.rollouts.sampler import Decoding
+from truing.rollouts.writer import LocalWriter, RemoteWriter, Writer
+from truing.runs.durable import to_json
+
+DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
+Dtype = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Author:
+    """Who writes answers. Example: `Author(model="runs/sft", samples=4)`."""
+
+    model: str | None = None
+    """A run, a model folder or a hub name; null where an endpoint writes."""
+    endpoint: Endpoint | None = None
+    """A server that writes instead: endpoint.url=http://127.0.0.1:8000/v1 endpoint.model=NAME."""
+    samples: Annotated[int, Field(gt=0)] = 4
+    """Answers to each prompt."""
+    answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=256, temperature=1.0))
+    """How they are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByReward:
+    """Answers are scored one at a time by a weighted sum."""
+
+    parts: Mapping[str, Annotated[Rule | LearnedReward, OneOf(REWARDS)]] = field(default_factory=dict)
+    """Its parts, by names of your choice, as `truing train ppo` has them: by.parts.brief=length_window by.parts.brief.most=40."""
+    tokenizer: str | None = None
+    """A run, a model folder or a hub name whose tokenizer rules of tokens count with; a learned part brings its own."""
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Longest that one part may take for one answer; then it counts as hung."""
+    budget: Annotated[int, Field(gt=0)] = 4096
+    """Tokens that reward models compute at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByJudge:
+    """Answers are compared by a model in this process, by the log-probabilities of its verdict's words."""
+
+    model: str = DEFAULT
+    """A run, a model folder or a hub name."""
+    rubric: str = "overall"
+    """What counts: overall, helpful, harmless, honest, or a text file."""
+    template: str = "letter"
+    """How it is asked: letter, or a text file; with reasons the packaged reasons asks for them."""
+    reasons: Annotated[int, Field(ge=0)] = 0
+    """Tokens in which the judge says what speaks for and against before its verdict; 0 asks for the verdict at once."""
+    max_tokens: Annotated[int, Field(gt=1)] = 2048
+    """Longest question; a longer one has no judgement."""
+    budget: Annotated[int, Field(gt=0)] = 4096
+    """Tokens computed at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByEndpoint:
+    """Answers are compared by a server's model, in a reply of which the field `verdict` alone counts."""
+
+    endpoint: Endpoint
+    """Where, and how patiently."""
+    rubric: str = "overall"
+    """What counts: overall, helpful, harmless, honest, or a text file."""
+    reasoning: bool = True
+    """Whether the reply weighs both answers before its verdict."""
+    template: str | None = None
+    """How it is asked, as a text file; null takes reasoned or structured."""
+    samples: Annotated[int, Field(gt=0)] = 1
+    """Verdicts for each order, whose share is the probability; more than one need a temperature."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of the verdicts."""
+    max_tokens: Annotated[int, Field(gt=0)] = 512
+    """Longest reply."""
+
+
+By = ByReward | ByJudge | ByEndpoint
+ORDERS: dict[str, type] = {"reward": ByReward, "judge": ByJudge, "endpoint": ByEndpoint}
+"""Name -> settings of what orders answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A writer or an orderer that is about to be made, and what is known of it before."""
+
+    identity: str
+    """A hash of what decides its doing."""
+    model: str
+    """A hash of its model, by which a judge's own answers are known; empty where there is none."""
+
+
+def author_made(author: Author, name: str) -> Made:
+    """Who an author is. Raises ValueError unless there is either a model or an endpoint."""
+    if (author.model is None) == (author.endpoint is None):
+        raise ValueError(f"writers.{name}: name a model or an endpoint, one of the two")
+    if author.samples > 1 and author.answers.temperature == 0:
+        raise ValueError(
+            f"writers.{name}: answers.temperature=0 gives the same answer {author.samples} times; set samples=1, or raise it"
+        )
+    model = _remote(author.endpoint) if author.endpoint else _model(str(author.model)).identity
+    return Made(identity=_digest([model, resolved_of(author.answers)]), model=model)
+
+
+def writer_of(author: Author, name: str, *, dtype: Dtype, replies: Replies) -> Writer:
+    """The writer itself, its model loaded."""
+    if author.endpoint is not None:
+        return RemoteWriter(client=Client(author.endpoint, replies), decoding=author.answers)
+    model = _model(str(author.model), dtype)
+    return LocalWriter(policy=model.policy, chat=model.chat, decoding=author.answers, name=name, weights=model.identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orderer:
+    """What puts answers in order, ready to work."""
+
+    order: Callable[[Sequence[Answered]], list[Ordered]]
+    client: Client | None = None
+    """Where an endpoint is asked: what it cost."""
+
+
+def orderer_made(by: By) -> Made:
+    """Who orders. Raises ValueError for texts, runs or parts that are not there, naming those that are."""
+    if isinstance(by, ByReward):
+        if not by.parts:
+            raise ValueError(
+                f"by.parts has no part: name one, such as by.parts.brief=length_window; there are {', '.join(REWARDS)}"
+            )
+        counting = [name for name, part in by.parts.items() if getattr(part, "unit", None) == "tokens"]
+        if counting and by.tokenizer is None and not _learned(by):
+            raise ValueError(f"by.parts.{counting[0]} counts tokens: set unit=words, or by.tokenizer=MODEL")
+        files = [
+            [_model(str(part.run)).identity] if isinstance(part, LearnedReward) else
+            [hashlib.sha256(part.file.read_bytes()).hexdigest()] if isinstance(part, PythonFunction) else []
+            for part in by.parts.values()
+        ]  # fmt: skip
+        return Made(identity=_digest([resolved_of(by), files]), model="")
+    prompt = _prompt(by)
+    model = _remote(by.endpoint) if isinstance(by, ByEndpoint) else _model(by.model).identity
+    asked = {name: value for name, value in resolved_of(by).items() if name not in ("endpoint", "model", "budget")}
+    return Made(identity=_digest([model, asked, prompt.rubric, prompt.template]), model=model)
+
+
+def orderer_of(by: By, *, dtype: Dtype, seed: int, replies: Replies, stack: ExitStack) -> Orderer:
+    """The orderer itself, its models loaded; what must be ended is put on the stack."""
+    if isinstance(by, ByReward):
+        chat = _chat_of_rewards(by)
+        reward = assembled(by.parts, chat, dtype=torch_dtype(dtype), budget=by.budget, seconds=by.seconds, stack=stack)
+        name, identity = f"reward {' + '.join(by.parts)}", orderer_made(by).identity
+        return Orderer(order=lambda items: order_by_reward(items, reward, chat=chat, by=name, identity=identity))
+    judge: Judge
+    client = None
+    if isinstance(by, ByEndpoint):
+        client = Client(by.endpoint, replies)
+        judge = RemoteJudge(
+            client=client,
+            prompt=_prompt(by),
+            reasoning=by.reasoning,
+            samples=by.samples,
+            temperature=by.temperature,
+            max_tokens=by.max_tokens,
+            seed=seed,
+        )
+    else:
+        model = _model(by.model, dtype)
+        reasoner = None
+        if by.reasons:
+            decoding = Decoding(max_tokens=by.reasons)
+            reasoner = LocalWriter(policy=model.policy, chat=model.chat, decoding=decoding, weights=model.identity)
+        judge = LocalJudge(
+            policy=model.policy,
+            chat=model.chat,
+            prompt=_prompt(by),
+            reasoner=reasoner,
+            max_tokens=by.max_tokens,
+            budget=by.budget,
+            name=by.model,
+            weights=model.identity,
+            seed=seed,
+        )
+    return Orderer(order=lambda items: order_by_judge(items, judge), client=client)
+
+
+def _prompt(by: ByJudge | ByEndpoint) -> JudgePrompt:
+    if isinstance(by, ByEndpoint):
+        return JudgePrompt.of(by.rubric, by.template or ("reasoned" if by.reasoning else "structured"))
+    return JudgePrompt.of(by.rubric, "reasons" if by.reasons and by.template == "letter" else by.template)
+
+
+def _model(name: str, dtype: Dtype = "auto") -> Model:
+    path = model_folder(name)
+    return Model(name=name, path=path, dtype=torch_dtype(dtype), device=device(), template=template_of(Path(name)))
+
+
+def _chat_of_rewards(by: ByReward) -> ChatTokenizer | None:
+    """Of the first learned reward model; that the others were trained with the same is checked when they are loaded."""
+    runs = _learned(by)
+    if runs:
+        return ChatTokenizer.of(load_tokenizer(model_path(runs[0])), template=template_of(runs[0]))
+    return None if by.tokenizer is None else _model(by.tokenizer).chat
+
+
+def _learned(by: ByReward) -> list[Path]:
+    return [part.run for part in by.parts.values() if isinstance(part, LearnedReward)]
+
+
+def _remote(endpoint: Endpoint) -> str:
+    return _digest([endpoint.url, endpoint.model])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(to_json(value)).hexdigest()
