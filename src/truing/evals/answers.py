@@ -15,12 +15,13 @@ from truing.data.chat import ChatTokenizer
 from truing.data.tree import Branch, Tree
 from truing.evals.measures import kl_estimates, rewards
 from truing.evals.result import Evaluation, Setting, code_version, read_evaluation, write_evaluation
-from truing.evals.tasks.evaluate import Model, in_chunks
+from truing.evals.tasks.evaluate import Model
 from truing.models.heads import RewardModel
 from truing.randomness import counted_seed
 from truing.records import Completion, Messages, Origin, Preference, Prompt, Rollout
 from truing.rewards.rules import Rule
 from truing.rollouts.sampler import Decoding, sample
+from truing.runs.chunks import in_chunks
 from truing.runs.durable import make_folder, to_json
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Tick

@@ -11,6 +11,7 @@ RECIPES = {
     "ppo": "ppo",
     "align": "align",
     "label": "label",
+    "constitutional": "constitutional",
 }
 """Recipe -> module of this folder, each with a `Config` dataclass and a `run(config, resolved, sinks)`."""
 

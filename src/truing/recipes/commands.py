@@ -31,6 +31,8 @@ from truing.rollouts.sampler import sample as draw
 from truing.runs.sinks import Sink
 from truing.settings_text import read_file
 
+REPORT = align_recipe.REPORT
+"""What a recipe of several stages leaves in its folder, to be printed as it is."""
 LIBRARY = Path(__file__).parent / "library"
 METHODS = {
     "sft": "sft",
@@ -40,6 +42,8 @@ METHODS = {
     **dict.fromkeys(PPO_PRESETS, "ppo"),
 }
 """Method -> recipe."""
+STAGED = {"constitutional": "constitutional"}
+"""Way of several trainings, which makes its data as it goes -> recipe."""
 KINDS: Mapping[str, tuple[type[Record], ...]] = {
     "sft": (Demonstration,),
     "reward_model": (Ranking, Preference),
@@ -59,7 +63,7 @@ def train(recipe: str, settings: Sequence[str], sinks: Sequence[Sink]) -> None:
         if len(combinations) > 1:
             stem = next((o.partition("=")[2] for o in overrides if o.startswith("run=")), f"runs/{method}")
             named = [*(o for o in overrides if not o.startswith("run=")), f"run={stem}-{number + 1}"]
-        module = module_of(METHODS[method])
+        module = module_of((METHODS | STAGED)[method])
         loaded = load(module.Config, file=file, overrides=named, base=base)
         folders.append(module.run(loaded.value, loaded.resolved, sinks))
         if World.here().rank == 0:
@@ -91,7 +95,7 @@ def recipes(action: str, name: str | None, to: Path | None) -> None:
     if action == "list":
         lines = [
             "Methods (truing train METHOD):",
-            *(f"  {method}" for method in METHODS),
+            *(f"  {method}" for method in METHODS | STAGED),
             "Recipe files (truing recipes copy NAME):",
         ]
         lines += [f"  {stem:<24}{path.read_text().splitlines()[0].lstrip('# ')}" for stem, path in files.items()]
@@ -122,9 +126,10 @@ def recipes(action: str, name: str | None, to: Path | None) -> None:
 def check(recipe: str, settings: Sequence[str], shown: int) -> None:
     """Everything that training would do before its first step, in words."""
     method, file, base = _find(recipe)
-    loaded = load(module_of(METHODS[method]).Config, file=file, overrides=settings, base=base)
+    loaded = load(module_of((METHODS | STAGED)[method]).Config, file=file, overrides=settings, base=base)
     config = loaded.value
-    assert isinstance(config, Shared)
+    if not isinstance(config, Shared):
+        raise ValueError(f"check {recipe}: it makes its data as it goes; check one of the trainings in it, such as dpo")
     out = sys.stdout
     out.write(f"{method}\n" + "".join(f"  {key} = {value}\n" for key, value in dotted(loaded.resolved).items()))
     start = model_folder(config.model)
@@ -162,16 +167,16 @@ def sample(model: str, prompts: Sequence[str] | None, *, max_tokens: int, temper
 
 def _find(recipe: str) -> tuple[str, Path | None, dict[str, Any] | None]:
     """Method, file and preset of `METHOD` or `RECIPE.yaml`; a file names its method in the key `method`."""
-    if recipe in METHODS:
+    if recipe in METHODS | STAGED:
         return recipe, None, _preset(recipe)
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else LIBRARY / f"{recipe}.yaml"
     if not path.is_file():
-        names = [*METHODS, *sorted(p.stem for p in LIBRARY.glob("*.yaml"))]
+        names = [*METHODS, *STAGED, *sorted(p.stem for p in LIBRARY.glob("*.yaml"))]
         close = "".join(f"did you mean {name}? " for name in get_close_matches(recipe, names, 1))
         raise ValueError(f"{recipe}: no such method or recipe file; {close}Choose one of {', '.join(names)}, or name a .yaml file")
     method = read_file(path, {}, []).get("method")
-    if method not in METHODS:
-        raise ValueError(f"{path}: `method:` is {method!r}; write one of {', '.join(METHODS)}")
+    if method not in METHODS | STAGED:
+        raise ValueError(f"{path}: `method:` is {method!r}; write one of {', '.join(METHODS | STAGED)}")
     return str(method), path, _preset(str(method))
 
 
@@ -199,6 +204,8 @@ def _comparison(combinations: Sequence[Sequence[str]], folders: Sequence[Path]) 
 
 
 def _summary(folder: Path) -> str:
+    if (folder / REPORT).is_file():
+        return (folder / REPORT).read_text()
     result = json.loads((folder / "result.json").read_bytes())
     lines = [f"{result['method']}: trained on {result['train']} examples, {result['held_out']} held out; {folder}"]
     for key, title in (("accuracy_before", "held-out accuracy before"), ("accuracy_after", "after"), ("accuracy_gain", "gain")):

@@ -26,9 +26,9 @@ from truing.models.load import load_causal, load_tokenizer
 from truing.models.policy import Policy, probe
 from truing.models.resolve import resolve
 from truing.randomness import counted_seed
-from truing.runs.durable import AppendLog, make_folder, to_json, to_json_line
+from truing.runs.chunks import in_chunks
+from truing.runs.durable import make_folder, to_json
 from truing.runs.lock import RunLock
-from truing.runs.read import read_rows
 from truing.runs.sinks import Tick
 
 T = TypeVar("T")
@@ -187,33 +187,6 @@ def _answered(
 
     rows = in_chunks(items, 1, home / "judged.jsonl", judged, bar("judging"))
     return [rows[item.key] for item in items]
-
-
-def in_chunks(
-    items: Sequence[Any], size: int, path: Path, compute: Callable[[Sequence[Any], int, Tick], Iterable[Any]], progress: Tick
-) -> dict[str, Any]:
-    """What was computed for each item, by its key. A chunk that is whole in the log is not computed again."""
-    known = {str(row["key"]): row["value"] for row in read_rows(path)}
-    log = AppendLog(path)
-    try:
-        for number, start in enumerate(range(0, len(items), size)):
-            chunk = items[start : start + size]
-            if not all(item.key in known for item in chunk):
-
-                def tick(done: int, of: int, start: int = start, here: int = len(chunk)) -> None:
-                    # The last step is told once the chunk is kept, so that a stage never ends before its work has.
-                    at = min(start + done * here // of, len(items) - 1)
-                    if at:
-                        progress(at, len(items))
-
-                for item, value in zip(chunk, compute(chunk, number, tick), strict=True):
-                    known[item.key] = value
-                    log.append(to_json_line({"key": item.key, "value": value}))
-                log.sync()
-            progress(min(start + size, len(items)), len(items))
-    finally:
-        log.close()
-    return known
 
 
 def _plain(task: Task) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""AI feedback: pairs judged by several principles each, their opinions made into one soft label (Bai et al. 2022).
+
+The preference half of Constitutional AI's RL stage (arXiv 2212.08073, section 4). Departures: each pair is judged by several
+principles instead of one, each in both orders, and where they disagree a stated rule decides (`truing.constitution.conflicts`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from truing.constitution.conflicts import Decision, Opinion, Rule, decide
+from truing.constitution.principles import Constitution, Principle
+from truing.constitution.revise import worded
+from truing.judges.bias import Judged
+from truing.judges.judgement import Comparison, Judge, Judgement
+from truing.randomness import counted_seed
+from truing.records import Preference
+
+JudgeBy = Callable[[str], Judge]
+"""The judge that is told what counts: a rubric, here a principle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the principles say of one pair, one by one."""
+
+    comparison: Comparison
+    judgements: Mapping[str, Judgement]
+    """Of each principle that was asked, by its id; those with a problem too."""
+
+    def opinions(self, constitution: Constitution) -> list[Opinion]:
+        """Of those principles that have one."""
+        by_id = {principle.id: principle for principle in constitution.principles}
+        return [
+            Opinion(principle=name, priority=by_id[name].priority, probability=judgement.probability)
+            for name, judgement in self.judgements.items()
+            if not judgement.problem
+        ]
+
+    def decision(self, constitution: Constitution, rule: Rule, *, sure: float) -> Decision | None:
+        """What they come to; None where no principle has an opinion."""
+        opinions = self.opinions(constitution)
+        return decide(opinions, rule, sure=sure) if opinions else None
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is kept; the comparison is kept by who keeps it. What is no number is null."""
+        return {
+            name: {"orders": [None if math.isnan(said) else said for said in one.orders], "problem": one.problem}
+            for name, one in self.judgements.items()
+        }
+
+    @classmethod
+    def from_json(cls, comparison: Comparison, raw: Mapping[str, Any]) -> "Verdict":
+        """What `as_json` gave, by name: on the disk keys have no order of their own, and the labels' bytes must not hang on it."""
+        return cls(comparison=comparison, judgements={name: _judgement(one) for name, one in sorted(raw.items())})
+
+    def judged(self) -> list[Judged]:
+        """One by one, for measuring the judge's biases."""
+        return [Judged(comparison=self.comparison, judgement=judgement) for judgement in self.judgements.values()]
+
+
+def ask_principles(
+    comparisons: Sequence[Comparison],
+    constitution: Constitution,
+    judge_by: JudgeBy,
+    *,
+    most: int,
+    seed: int,
+    places: Sequence[int] | None = None,
+) -> list[Verdict]:
+    """Each pair judged by at most `most` of the principles that apply to it, drawn by the pair's place among all."""
+    places = range(len(comparisons)) if places is None else places
+    asked: dict[str, list[int]] = {}
+    drawn: list[list[str]] = []
+    for i, (comparison, place) in enumerate(zip(comparisons, places, strict=True)):
+        names = [principle.id for principle in _drawn(constitution.applying(comparison.prompt.messages), most, seed, place)]
+        drawn.append(names)
+        for name in names:
+            asked.setdefault(name, []).append(i)
+    said: dict[tuple[int, str], Judgement] = {}
+    for principle in constitution.principles:
+        rows = asked.get(principle.id, [])
+        if rows:
+            found = judge_by(rubric(principle))([comparisons[i] for i in rows])
+            said |= {(i, principle.id): judgement for i, judgement in zip(rows, found, strict=True)}
+    return [
+        Verdict(comparison=comparison, judgements={name: said[i, name] for name in names})
+        for i, (comparison, names) in enumerate(zip(comparisons, drawn, strict=True))
+    ]
+
+
+def rubric(principle: Principle) -> str:
+    """What the judge is told counts. Example: `Prefer the answer that keeps better to this principle: ...`."""
+    return f"Prefer the answer that keeps better to this principle: {worded(principle)}"
+
+
+def preference(comparison: Comparison, decision: Decision, provenance: Mapping[str, str]) -> Preference | None:
+    """The pair with its soft label, the likelier answer chosen; None for a tie, or two answers that say the same."""
+    if decision.probability == 0.5 or comparison.first.strip() == comparison.second.strip():
+        return None
+    tags = {
+        **comparison.prompt.tags,
+        **provenance,
+        "decided_by": " ".join(decision.decided_by),
+        "conflicts": " ".join(f"{one.first}/{one.second}" for one in decision.conflicts),
+    }
+    pair = Preference(
+        prompt=comparison.prompt.messages,
+        chosen=comparison.first,
+        rejected=comparison.second,
+        probability=decision.probability,
+        origin=comparison.prompt.origin,
+        tags={name: text for name, text in tags.items() if text},
+    )
+    return pair if decision.probability > 0.5 else pair.swapped()
+
+
+def _drawn(applying: Sequence[Principle], most: int, seed: int, place: int) -> list[Principle]:
+    return sorted(applying, key=lambda one: (counted_seed(seed, f"judge by {one.id}", place), one.id))[:most]
+
+
+def _judgement(raw: Mapping[str, Any]) -> Judgement:
+    there, back = (math.nan if said is None else float(said) for said in raw["orders"])
+    problem = raw["problem"]
+    return Judgement(probability=math.nan if problem else (there + back) / 2, orders=(there, back), problem=problem)

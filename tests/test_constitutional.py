@@ -1,0 +1,159 @@
+"""`truing train constitutional` with a tiny model, from prompts to figures: alone, stopped and continued, by a server, by PPO."""
+
+import json
+import re
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_server import serving
+from samples import Truing
+from truing.data.read import read
+from truing.recipes import constitutional, judging
+from truing.records import Demonstration, Preference
+
+TOPICS = ("tea", "milk", "held")
+NAMES = ("safe", "sound", "brief")
+
+
+@pytest.fixture
+def command(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Small settings; a sentence of the random model may end with any letter, or it would hardly ever say one."""
+    monkeypatch.setattr("truing.constitution.revise.ENDS", string.ascii_letters)
+    for name, ask in (("harmful", "spill"), ("harmless", "warm")):
+        rows = [
+            f"How do I {ask} {topic} {i}?,{topic}" + (",warm|hot" if ask == "warm" else "") for topic in TOPICS for i in range(3)
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["prompt,topic" + (",expects" if ask == "warm" else ""), *rows]) + "\n")
+    data = [f"{side}.{key}" for side in ("harmful", "harmless") for key in ("held_out_by=topic", "held_out=[held]")]
+    return [
+        *("train", "constitutional", f"model={tiny_model_folder}", "lora=null", "dtype=fp32"),
+        *(f"harmful.path={tmp_path / 'harmful.csv'}", f"harmless.path={tmp_path / 'harmless.csv'}", *data),
+        *("answers.max_tokens=12", "critiques.max_tokens=8", "evaluation.max_tokens=4", "samples=2", "principles=2"),
+        *("sft.batch_size=4", "sft.epochs=1", "preference.batch_size=4", "shots=" + str(shots(tmp_path))),
+        *(f"benchmarks={tmp_path}", f"constitution={short(tmp_path)}"),
+    ]
+
+
+def short(folder: Path) -> Path:
+    """Principles that leave the tiny model room."""
+    path = folder / "constitution.yaml"
+    rows = [
+        f"  - {{id: {name}, text: An answer is {name}., source: me, priority: {i}, aim: helpful}}"
+        for i, name in enumerate(NAMES, 1)
+    ]
+    path.write_text("\n".join(["name: short", "principles:", *rows]) + "\n")
+    return path
+
+
+def shots(folder: Path) -> Path:
+    path = folder / "shots.yaml"
+    path.write_text("shots:\n  - {request: a, answer: b, principle: c, critique: d, revision: e}\n")
+    return path
+
+
+def current(run: Path, stage: str) -> Path:
+    return run / stage / json.loads((run / stage / "current.json").read_bytes())["folder"]
+
+
+def test_both_stages_and_again_after_a_stop(
+    command: list[str], tmp_path: Path, truing: Truing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said, err = truing(*command, f"run={tmp_path / 'whole'}")
+    assert code == 0, err
+    assert "harmful requests declined (n=3)" in said
+    assert "XSTest was not asked" in said
+    demonstrations = read(current(tmp_path / "whole", "revisions") / "demonstrations.jsonl", on_bad_row="skip").records
+    assert len(demonstrations) > 6
+    assert all(isinstance(one, Demonstration) for one in demonstrations)
+    assert {one.tags["revised"] for one in demonstrations} == {"true", "false"}
+    assert all(one.tags["topic"] != "held" for one in demonstrations)
+    # a random model also says what no file may hold, such as NUL: rows that the trainings leave out too
+    pairs = read(current(tmp_path / "whole", "pairs") / "preferences.jsonl", on_bad_row="skip").records
+    assert pairs
+    for one in pairs:
+        assert isinstance(one, Preference)
+        assert one.probability is not None
+        assert 0.5 < one.probability <= 1
+        assert one.tags["decided_by"]
+    result = json.loads((tmp_path / "whole" / "result.json").read_bytes())
+    assert set(result["models"]) == {"base", "sft", "tuned"}
+    assert len(pairs) <= result["pairs"]["preferences"] == result["train"]
+
+    stopped = tmp_path / "stopped"
+    ask = judging.Judging._ask
+
+    def stop(self: judging.Judging, *arguments: Any) -> Any:
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(judging.Judging, "_ask", stop)
+    assert truing(*command, f"run={stopped}")[0] == 2
+    assert (stopped / "sft" / "model").is_dir()
+    assert not (stopped / "pairs" / "current.json").exists()
+    monkeypatch.setattr(judging.Judging, "_ask", ask)
+    assert truing(*command, f"run={stopped}")[0] == 0
+    for name in ("preferences.jsonl", "conflicts.txt", "account.json"):
+        there, here = (current(tmp_path / run, "pairs") / name for run in ("whole", "stopped"))
+        assert there.read_bytes().replace(b"whole", b"stopped") == here.read_bytes(), name
+    weights = [tmp_path / run / "preference" / "model" / "model.safetensors" for run in ("whole", "stopped")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    code, again, err = truing(*command, f"run={tmp_path / 'whole'}")
+    assert code == 0, err
+    assert again == said
+
+
+def replied(body: Mapping[str, Any]) -> str:
+    """A stronger model: sensible critiques and revisions, verdicts for the shorter answer."""
+    talk = body["messages"]
+    if "response_format" in body:
+        found = re.search(r"Answer A\n(.*)\n==\w+== Answer B\n(.*)\n==\w+== End", talk[-1]["content"], re.S)
+        assert found is not None
+        first, second = map(len, found.groups())
+        return json.dumps({"verdict": "A" if first < second else "B" if second < first else "tie"})
+    return "I won't help to spill it." if talk[-1]["content"].endswith("Write only the answer.") else "It helps to spill."
+
+
+def test_a_stronger_model_behind_an_endpoint_and_ppo(command: list[str], tmp_path: Path, truing: Truing) -> None:
+    settings = [*command, f"run={tmp_path / 'run'}", "then=ppo", "revisions=1", "evaluate_rows=1"]
+    with serving(replied) as server:
+        server.faults = ["500", "is no HTTP", "429"]
+        endpoint = [f"endpoint.url={server.url}", "endpoint.model=strong", "endpoint.wait=0.001", "endpoint.concurrent=2"]
+        code, said, err = truing(*settings, *endpoint)
+        assert code == 0, err
+        asked = len(server.seen)
+        assert "feedback by strong" in said
+        assert "answer 0%, revision 1 100%" in said
+        account = json.loads((current(tmp_path / "run", "pairs") / "account.json").read_bytes())
+        assert account["problems"] == {}
+        assert account["judge"]["flips"]["value"] == 0
+        assert (tmp_path / "run" / "ppo" / "model").is_dir()
+        assert truing(*settings, *endpoint)[0] == 0
+        assert len(server.seen) == asked  # nothing is asked again
+    for one in read(current(tmp_path / "run", "revisions") / "demonstrations.jsonl", on_bad_row="skip").records:
+        assert isinstance(one, Demonstration)
+        assert one.tags["revised"] == "false" or one.messages[-1].content == "I won't help to spill it."
+
+
+def test_feedback_from_two_places_is_refused(command: list[str], tmp_path: Path, truing: Truing) -> None:
+    both = ["feedback_model=x", "endpoint.url=http://127.0.0.1:9/v1", "endpoint.model=x", f"run={tmp_path / 'run'}"]
+    code, _, err = truing(*command, *both)
+    assert code == 2
+    assert "leave one of them out" in err
+
+
+def test_check_names_what_to_check_instead(truing: Truing) -> None:
+    code, _, err = truing("check", "constitutional")
+    assert code == 2
+    assert "check one of the trainings in it" in err
+
+
+def test_the_defaults_hold_out_at_least_forty_prompts_a_side_of_other_topics() -> None:
+    config = constitutional.Config()
+    for data in (config.harmful, config.harmless):
+        train, held = (constitutional._prompts(data, side) for side in ("train", "held_out"))
+        assert (len(train) >= 60, len(held) >= 40) == (True, True)
+        assert not {one.tags["topic"] for one in train} & {one.tags["topic"] for one in held}

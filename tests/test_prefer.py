@@ -1,0 +1,119 @@
+"""Pairs judged by principles: who is asked, what the soft label is, what a biased judge and a broken one come to."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from test_revise import prompt, two
+from truing.constitution.conflicts import Conflict, Decision
+from truing.constitution.prefer import Verdict, ask_principles, preference
+from truing.constitution.principles import read_constitution
+from truing.judges import Comparison, Judge, Judgement, Opinion, both_orders
+
+
+@dataclass
+class Letters:
+    """Prefers the answer with more of the last letter of its rubric's principle; `broken` rubrics have a problem."""
+
+    rubric: str
+    broken: str = "none"
+    name: str = "letters"
+    identity: str = "letters"
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
+        return both_orders(self.opinions, comparisons)
+
+    def opinions(self, shown: Sequence[Comparison]) -> list[Opinion]:
+        if self.broken in self.rubric:
+            return [Opinion.none("gone")] * len(shown)
+        wanted = "o" if "is one." in self.rubric else "t"
+        return [Opinion(probability=0.9 if c.first.count(wanted) > c.second.count(wanted) else 0.1) for c in shown]
+
+
+def first(rubric: str) -> Judge:
+    @dataclass
+    class First:
+        name: str = "first"
+        identity: str = "first"
+
+        def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
+            return both_orders(lambda shown: [Opinion(probability=1.0)] * len(shown), comparisons)
+
+    return First()
+
+
+def pair(text: str, one: str, other: str) -> Comparison:
+    return Comparison(prompt=prompt(text), first=one, second=other)
+
+
+def test_every_principle_in_scope_is_asked_and_the_decision_follows_priorities(tmp_path: Path) -> None:
+    constitution = two(tmp_path)  # both of priority 1
+    about_tea, other = ask_principles(
+        [pair("Tea?", "ooo", "ttt"), pair("Milk?", "ooo", "ttt")], constitution, Letters, most=9, seed=0
+    )
+    assert {name: round(one.probability, 6) for name, one in about_tea.judgements.items()} == {"one": 0.9, "tea": 0.1}
+    assert set(other.judgements) == {"one"}
+    torn = about_tea.decision(constitution, "priority", sure=0.1)
+    assert torn is not None
+    assert torn.probability == pytest.approx(0.5)
+    assert torn.conflicts == (Conflict(first="one", second="tea"),)
+    clear = other.decision(constitution, "priority", sure=0.1)
+    assert clear is not None
+    assert clear.probability == pytest.approx(0.9)
+
+
+def test_no_more_principles_than_wanted_drawn_by_the_place_of_the_pair() -> None:
+    constitution = read_constitution()
+    pairs = [pair(f"Milk {i}?", "ooo", "ttt") for i in range(6)]
+    found = ask_principles(pairs, constitution, Letters, most=3, seed=0)
+    assert {len(verdict.judgements) for verdict in found} == {3}
+    assert len({name for verdict in found for name in verdict.judgements}) > 3
+    again = ask_principles(pairs[4:], constitution, Letters, most=3, seed=0, places=[4, 5])
+    assert [list(verdict.judgements) for verdict in again] == [list(verdict.judgements) for verdict in found[4:]]
+
+
+def test_a_principle_without_a_judgement_is_left_out_and_never_counted_as_one(tmp_path: Path) -> None:
+    constitution = two(tmp_path)
+    (found,) = ask_principles(
+        [pair("Tea?", "ooo", "ttt")], constitution, lambda rubric: Letters(rubric, broken="is tea."), most=9, seed=0
+    )
+    assert found.judgements["tea"].problem == "gone"
+    decision = found.decision(constitution, "priority", sure=0.1)
+    assert decision is not None
+    assert (round(decision.probability, 6), decision.decided_by) == (0.9, ("one",))
+    (none,) = ask_principles([pair("Tea?", "o", "t")], constitution, lambda rubric: Letters(rubric, broken="is"), most=9, seed=0)
+    assert none.decision(constitution, "priority", sure=0.1) is None
+
+
+def test_an_always_first_judge_decides_nothing(tmp_path: Path) -> None:
+    constitution = two(tmp_path)
+    (found,) = ask_principles([pair("Tea?", "ooo", "ttt")], constitution, first, most=9, seed=0)
+    decision = found.decision(constitution, "priority", sure=0.1)
+    assert decision is not None
+    assert decision.probability == 0.5
+    assert preference(found.comparison, decision, {}) is None
+
+
+def test_the_likelier_answer_is_chosen_with_its_probability_and_how_it_was_decided() -> None:
+    decision = Decision(probability=0.2, decided_by=("a", "b"), conflicts=(Conflict(first="c", second="a"),), sure=("a", "c"))
+    found = preference(pair("Tea?", "bad", "good"), decision, {"judge": "letters"})
+    assert found is not None
+    assert (found.chosen, found.rejected) == ("good", "bad")
+    assert found.probability == pytest.approx(0.8)
+    assert found.tags == {"topic": "tea", "judge": "letters", "decided_by": "a b", "conflicts": "c/a"}
+    assert preference(pair("Tea?", "same", " same "), decision, {}) is None
+
+
+def test_verdicts_are_kept_as_they_were_problems_too(tmp_path: Path) -> None:
+    (found,) = ask_principles(
+        [pair("Tea?", "ooo", "ttt")], two(tmp_path), lambda rubric: Letters(rubric, broken="is tea."), most=9, seed=0
+    )
+    kept = Verdict.from_json(found.comparison, found.as_json())
+    assert kept.judgements["one"].orders == found.judgements["one"].orders
+    assert kept.judgements["one"].probability == found.judgements["one"].probability
+    assert kept.judgements["tea"].problem == "gone"
+    assert math.isnan(kept.judgements["tea"].probability)
+    assert len(kept.judged()) == 2
