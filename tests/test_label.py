@@ -13,7 +13,7 @@ from chat_server import Server, serving
 from samples import Truing
 from truing.data.read import read
 from truing.endpoint import Ask, Client
-from truing.records import Message, Preference, Ranking
+from truing.records import Demonstration, Message, Preference, Ranking
 from zygote import Zygote
 
 PAIRS = 12
@@ -76,6 +76,7 @@ def test_a_server_writes_and_a_server_judges_and_the_cost_is_counted(truing: Tru
     run = tmp_path / "run"
     with serving(writer_and_judge) as server:
         words = ["label", f"data.path={prompts(tmp_path)}", *writing(server), *by_server(server), "write.form=pairs", f"run={run}"]
+        words += [f"writers.two.endpoint.url={server.url}", "writers.two.endpoint.model=judge"]  # the judge's own model
         code, out, err = truing(*words, "by.endpoint.input_price=1000000")
         assert code == 0, err
         asked = len(server.seen)
@@ -87,7 +88,7 @@ def test_a_server_writes_and_a_server_judges_and_the_cost_is_counted(truing: Tru
         assert isinstance(record, Preference)
         assert len(record.chosen) > len(record.rejected)
         assert record.tags["labelled_by"] == "judge"
-        assert record.tags["chosen_by"] == "one"
+        assert record.tags["chosen_by"] in ("one", "two")
         assert len(record.tags["chosen_by_sha256"]) == 64
     result = json.loads((run / "result.json").read_text())
     judged = [body for body in server.seen if asks_to_judge(body)]
@@ -96,8 +97,24 @@ def test_a_server_writes_and_a_server_judges_and_the_cost_is_counted(truing: Tru
     assert result["servers"]["cost"] == pytest.approx(10 * len(judged))
     assert result["judge"]["position"]["value"] == 0.5
     assert result["judge"]["length"]["value"] == 1.0
-    assert "self" not in result["judge"]
+    assert 0 < result["judge"]["self"]["n"] < result["pairs_judged"]
     assert "position" in out
+
+
+def test_rejection_sampling_keeps_right_answers_by_the_files_own(truing: Truing, tmp_path: Path) -> None:
+    path, run = tmp_path / "sums.jsonl", tmp_path / "run"
+    path.write_text("".join(json.dumps({"prompt": f"{i}+1?", "completion": f"So {i + 1}"}) + "\n" for i in range(3)))
+    right = ["by=reward", "by.parts.right=numeric_answer", "write.form=demonstrations", "write.threshold=1"]
+    with serving(lambda body: f"It is {body['seed'] % 3 + 1}") as server:
+        code, _, err = truing("label", f"data.path={path}", *writing(server, samples=12), *right, f"run={run}")
+    assert code == 0, err
+    records = read(run / "labels.jsonl").records
+    assert [record.messages[-1].content for record in records if isinstance(record, Demonstration)] == [
+        "It is 1",
+        "It is 2",
+        "It is 3",
+    ]
+    assert {record.tags["written_by"] for record in records} == {"one"}
 
 
 def test_an_always_first_judge_labels_nothing(truing: Truing, tmp_path: Path) -> None:
@@ -173,7 +190,7 @@ def test_a_server_that_is_down_ends_the_run_and_the_same_command_asks_for_the_re
         assert code == 2
         assert "judgements are missing, such as: server error: status 500" in err
         assert "the same command asks for the rest" in err
-        assert truing(*words)[0] == 0
+        assert truing(*words, "by.endpoint.seconds=9", "on_failure=skip")[0] == 0
     assert len(server.seen) == 13
     assert len(read(tmp_path / "run" / "labels.jsonl").records) == 6
 

@@ -118,7 +118,7 @@ def label(
     """Answers written, put in order by a reward or a judge, and kept as pairs, rankings, feedback or demonstrations."""
     from truing.recipes import label
 
-    label.command(words or [], _sinks(as_json))
+    label.command(words or [], _sinks(as_json), as_json=as_json)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from truing.config import OneOf, load
-from truing.data.read import read
+from truing.data.read import as_kind, read
 from truing.data.write import USUAL, write
 from truing.endpoint import Replies
 from truing.judges.labels import Labelling
@@ -27,7 +27,7 @@ from truing.memory import give_back
 from truing.randomness import counted_seed
 from truing.recipes.label_report import Labels, labels_of, report
 from truing.recipes.labelling import PAID, Asked, KeptLines, answer_of, as_line, chunks, of_line, paid, read_written, written
-from truing.recipes.selection import PACKAGED, asked
+from truing.recipes.selection import PACKAGED
 from truing.recipes.writers import (
     ORDERS,
     Author,
@@ -111,15 +111,15 @@ class _NoCheckpoints:
         return 0
 
 
-def command(words: Sequence[str], sinks: Sequence[Sink]) -> None:
-    """`truing label [RECIPE.yaml] KEY=VALUE...`: the report goes to standard output."""
+def command(words: Sequence[str], sinks: Sequence[Sink], *, as_json: bool) -> None:
+    """`truing label [RECIPE.yaml] KEY=VALUE...`: the report goes to standard output, for programs as JSON."""
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
         raise ValueError(f"label takes one recipe file, not {', '.join(files)}; settings are written key=value")
     settings = [word for word in words if "=" in word]
     loaded = load(Config, file=Path(files[0]) if files else None, overrides=settings)
     folder = run(loaded.value, loaded.resolved, sinks)
-    sys.stdout.write((folder / REPORT).read_text())
+    sys.stdout.write((folder / (RESULT if as_json else REPORT)).read_text())
 
 
 def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -> Path:
@@ -137,12 +137,9 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         **{f"writer {name}": made.identity for name, made in authors.items()},
     }
     steps = len(list(chunks(source.asked, config.chunk))) * (len(authors) + 1)
-    # Votes come later: they may be named when a run goes on.
-    people = {name: value for name, value in _table(resolved["people"]).items() if name != "file"}
-    settings = {**resolved, "people": people}
     opened = Run.open(
         config.run,
-        settings,
+        resolved,
         fingerprints=fingerprints,
         max_steps=steps,
         save_every=0,
@@ -194,16 +191,16 @@ def _read(config: Config) -> Source:
     given = config.given if config.given is not None else not config.writers
     by: dict[str, Asked] = {}
     for record in found.records:
-        messages = asked(record)
-        one = by.get(prompt_hash(messages))
+        (prompt,) = as_kind((record,), Prompt)
+        key = prompt_hash(prompt.messages)
+        one = by.get(key)
         if one is None:
             if config.data.rows is not None and len(by) == config.data.rows:
                 continue
-            prompt = Prompt(messages=messages, origin=record.origin, tags=record.tags)
             one = Asked(answered=Answered(prompt=prompt, answers=()))
         answers = tuple(Answer(text=text, writer="the file") for text in _given(record)) if given else ()
         preferred = ((record.chosen, record.rejected),) if given and isinstance(record, Preference) else ()
-        by[prompt_hash(messages)] = Asked(
+        by[key] = Asked(
             answered=replace(one.answered, answers=(*one.answered.answers, *answers)),
             preferred=(*one.preferred, *preferred),
         )
@@ -356,8 +353,3 @@ def _finish(config: Config, source: Source, dropped: Dropped, labels: Labels, wo
     result, text = report(labels, counts, paid, work.spent, folder=folder, form=config.write.form)
     work.run.write(RESULT, result)
     write_file(folder / REPORT, text.encode())
-
-
-def _table(value: object) -> Mapping[str, object]:
-    assert isinstance(value, Mapping)
-    return value

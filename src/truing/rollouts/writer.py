@@ -126,7 +126,9 @@ class RemoteWriter:
             for number in range(samples)
         ]
         found = [
-            Said(text="", stop=None, problem=str(reply)) if isinstance(reply, Failed) else Said(text=reply.text, stop=reply.stop)
+            Said(text="", stop=None, problem=str(reply))
+            if isinstance(reply, Failed)
+            else Said(text=reply.text.strip(), stop=reply.stop)
             for reply in self.client.ask(asks, progress=self.progress)
         ]
         return [found[start : start + samples] for start in range(0, len(found), samples)]

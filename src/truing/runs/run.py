@@ -92,8 +92,11 @@ class Run:
     HARMLESS: ClassVar[tuple[str, ...]] = (
         *("logging.*", "data.cache", "save_every", "keep", "name", "folder", "run", "strict", "run.name", "run.folder"),
         *("run.save_every", "run.keep", "run.logging.*", "train.save_every", "train.keep"),
+        *("on_failure", "people.file", "*endpoint.key_variable", "*endpoint.seconds", "*endpoint.retries", "*endpoint.wait"),
+        *("*endpoint.longest_wait", "*endpoint.concurrent", "*endpoint.input_price", "*endpoint.output_price"),
     )
-    """Dotted config keys (with `*`) that say where and how often to write: they may change when a run continues, no other may."""
+    """Dotted config keys (with `*`) that may change when a run continues, no other may: where and how often to write, how patiently
+    a server is asked, what comes later."""
 
     def __init__(self, folder: Path, lock: RunLock | None, store: CheckpointStore, sinks: Sequence[Sink], largest: Largest) -> None:
         self.folder = folder
