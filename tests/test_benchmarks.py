@@ -9,6 +9,7 @@ import pytest
 from benchmarks.floor import Tokens, Weights, forward, measured_rate, operations, share
 from benchmarks.growth import CURVES, bends, show, slopes
 from benchmarks.growth_side import PARTS, many
+from benchmarks.kept import INSTRUCTIONS, RULES, reward
 from benchmarks.peers import PEERS
 from benchmarks.prepare import DATA, as_read, as_trained, with_answers
 from benchmarks.ratios import HEADER, Spread, adapters, figures, line, second_epoch, work
@@ -19,7 +20,7 @@ from benchmarks.rounds_floor import seconds_of
 from benchmarks.rows import ROWS
 from truing.data.formats import recognise
 from truing.losses import PAIR_LOSSES
-from truing.records import Demonstration, Feedback, Message, Preference, Ranking
+from truing.records import Completion, Demonstration, Feedback, Message, Preference, Prompt, Ranking, Rollout
 
 PREPARED = {
     "tree_tokens": 100,
@@ -224,3 +225,21 @@ def test_every_row_of_rounds_has_a_peer_of_its_own_environment_and_says_where_th
     assert set(row.peers) <= PEERS.keys()
     assert row.notes or row.method == "sample"
     assert name not in ROWS
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept", "broken"),
+    [
+        ("no comma", "Yes. It is on.", "Yes, it is."),
+        ("few words", "one two three four", "a " * 15),
+        ("lowercase", "yes it is.", "Yes it is."),
+        ("keyword", "They were happy.", "They were unhappy."),
+    ],
+)
+def test_an_instruction_is_kept_or_not(rule: str, kept: str, broken: str) -> None:
+    def of(text: str) -> float:
+        prompt = Prompt(messages=ASKED, tags={"rule": rule})
+        return reward(Rollout(prompt=prompt, trunk=(1,), completion=Completion(tokens=(2,), stop="end"), response=text, version=0))
+
+    assert [of(kept), of(broken), of("  ")] == [1.0, 0.0, 0.0]
+    assert INSTRUCTIONS.keys() == RULES.keys()
