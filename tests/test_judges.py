@@ -314,5 +314,9 @@ def test_biases_by_hand() -> None:
     assert "mass" not in found
     people = {figure.name: figure.value for figure in against(judged, ["first", "second", "first", "tie"])}
     assert people["accuracy"].value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert people["accuracy by mean"].value == pytest.approx((1 + 0.5 + 0) / 3)
+    leaning = [Judged(comparison=pairs[0], judgement=says(0.9, 0.3)), Judged(comparison=pairs[1], judgement=says(0.6, 0.1))]
+    found = {figure.name: figure.value.value for figure in against(leaning, ["first", "first"])}
+    assert (found["accuracy"], found["accuracy by mean"]) == (0.5, 0.5)
     assert people["length, less people's"].value == pytest.approx(0.5)
     assert biases([]) == []

@@ -97,6 +97,10 @@ def against(judged: Sequence[Judged], people: Sequence[Side], *, seed: int = 0) 
     if both:
         right = [OUTCOME[one.judgement.side] if side == "first" else 1 - OUTCOME[one.judgement.side] for one, side in both]
         found.append(Figure(name="accuracy", value=win_rate(right), said="agreement with people's preferences, ties as half"))
+        means = [one.judgement.probability if side == "first" else 1 - one.judgement.probability for one, side in both]
+        by_mean = [0.5 if mean == 0.5 else float(mean > 0.5) for mean in means]
+        said = "the same where the mean of both orders decides, as with on_flip=average"
+        found.append(Figure(name="accuracy by mean", value=win_rate(by_mean), said=said))
     lengths = [
         (float(mine), float(theirs))
         for one, side in both
