@@ -29,7 +29,7 @@ from truing.statistics import Estimate, bootstrap_mean, paired_difference, wilso
 Study = Callable[[np.random.Generator, int], tuple[Estimate, float]]
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 LOW, HIGH = 0.93, 0.97
-DRAWS = 500
+DRAWS = 1000
 """Resamples a study; a report takes 2,000 or 10,000, whose ends are smoother."""
 
 

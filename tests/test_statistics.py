@@ -16,6 +16,7 @@ from truing.statistics import (
     distinct_n,
     mean_and_deviation,
     paired_difference,
+    reach,
     wilson,
     win_rate,
 )
@@ -72,10 +73,20 @@ def test_bootstrap_of_two_values_by_hand():
     assert got.method == "BCa bootstrap over 2 values, 10000 draws, 95%"
 
 
+@pytest.mark.parametrize("units", [4, 11, 70, 1000])
+def test_the_ends_are_those_of_t(units):
+    expected = stats.t.ppf(0.975, units - 1) * math.sqrt(units / (units - 1))
+    assert reach(units) == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ValueError, match="1 units have no interval"):
+        reach(1)
+
+
 def test_bootstrap_agrees_with_scipy():
     values = np.random.default_rng(0).exponential(size=60)
     got = bootstrap_mean(values, seed=0, draws=20_000)
-    peer = stats.bootstrap((values,), np.mean, n_resamples=20_000, rng=np.random.default_rng(1)).confidence_interval
+    level = 2 * stats.norm.cdf(reach(60)) - 1
+    drawn = stats.bootstrap((values,), np.mean, n_resamples=20_000, confidence_level=level, rng=np.random.default_rng(1))
+    peer = drawn.confidence_interval
     assert (got.low, got.high) == pytest.approx((peer.low, peer.high), abs=0.02)
     assert got.high - got.value > got.value - got.low
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from truing.evals.logistic import Logistic
-from truing.statistics import Estimate, bootstrap_each
+from truing.statistics import NORMAL, Estimate, bootstrap_each, reach
 
 SCALE = 400 / math.log(10)
 """Rating points a logit."""
@@ -136,7 +136,8 @@ def elo(battles: Sequence[Battle], *, k: float = 4.0, orders: int = 20, seed: in
     value = played([np.arange(len(battles))] * 10).mean(0)
     picks = [generator.integers(0, len(groups), len(groups)) for _ in range(draws)]
     drawn = played([np.concatenate([groups[i] for i in pick]) for pick in picks])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    tail = NORMAL.cdf(-reach(max(len(groups), 2)))
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     method = f"percentile bootstrap over {len(groups)} prompts, {draws} draws of {orders} orders, 95%"
     estimates = [
         Estimate(value=float(v), low=float(min(v, lo)), high=float(max(v, hi)), n=len(battles), method=method)
