@@ -2,9 +2,9 @@
 
 Every interval is of the mean over prompts like these, were they drawn again; where several values share a prompt, pass the prompts
 as `clusters`, or the interval comes out too narrow. Few units vary less among themselves than where they come from: the ends are
-those of a t distribution with units - 1 degrees of freedom (Hesterberg 2015, arXiv 1411.5279, section 5.3). The same seed gives the same interval. A value that is not finite is an error
-that names its index. Left out: where the values come from (`truing.evals.measures`), and tests of significance: look whether the
-interval of the difference holds 0.
+those of a t distribution with units - 1 degrees of freedom (Hesterberg 2015, arXiv 1411.5279). The same seed gives the same
+interval. A value that is not finite is an error that names its index. Left out: where the values come from
+(`truing.evals.measures`), and tests of significance: look whether the interval of the difference holds 0.
 """
 
 import math
@@ -192,7 +192,7 @@ def reach(units: int) -> float:
     """Deviations of the draws to each end: t's 97.5% quantile at units - 1 degrees of freedom, times sqrt(units / (units - 1)).
 
     The root is for draws of n units, whose variance divides by n (Hesterberg 2015, arXiv 1411.5279). The quantile is Cornish and
-    Fisher's expansion (Abramowitz and Stegun, 26.7.5): within 0.1% from 3 degrees on, 11% too near at 1.
+    Fisher's expansion (Abramowitz and Stegun, 26.7.5): within 0.1% from 4 degrees on, 11% short at 1.
     """
     if units < 2:
         raise ValueError(f"{units} units have no interval; it needs two")
