@@ -86,7 +86,7 @@ def answered(
                 "finished": completion.stop == "end",
             }
 
-    return _kept(setting, items, folder, compute, progress, _figures_of_answers)
+    return kept(setting, items, folder, compute, progress, _figures_of_answers)
 
 
 def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple[str, str]) -> Evaluation:
@@ -150,7 +150,7 @@ def scored_by_model(
         for (value,) in rewards(model, trees, budget=BUDGET, progress=tick):
             yield {"score": value}
 
-    return _kept(setting, items, folder, compute, progress, _figures_of_scores)
+    return kept(setting, items, folder, compute, progress, _figures_of_scores)
 
 
 def pairs_scored(
@@ -171,7 +171,7 @@ def pairs_scored(
         for chosen, rejected in rewards(model, trees, budget=BUDGET, progress=tick):
             yield {"chosen": chosen, "rejected": rejected}
 
-    return _kept(setting, items, folder, compute, progress, _figures_of_pairs)
+    return kept(setting, items, folder, compute, progress, _figures_of_pairs)
 
 
 def divergence(
@@ -212,7 +212,7 @@ def divergence(
         k1, k3 = kl_estimates(model.policy, reference.policy, trees, budget=BUDGET)
         yield from ({"k1": a, "k3": b} for a, b in zip(k1, k3, strict=True))
 
-    return _kept(setting, items, folder, compute, progress, _figures_of_divergence)
+    return kept(setting, items, folder, compute, progress, _figures_of_divergence)
 
 
 def scored_by_rule(answers: Evaluation, items: Sequence[Item], rule: Rule) -> Evaluation:
@@ -234,7 +234,7 @@ def _rollout(item: Item, row: Mapping[str, Any]) -> Rollout:
     )
 
 
-def _kept(
+def kept(
     setting: Setting,
     items: Sequence[Any],
     folder: Path,
@@ -242,7 +242,7 @@ def _kept(
     progress: Tick,
     figures: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
 ) -> Evaluation:
-    """The record, from its folder where it is whole, else made chunk by chunk."""
+    """The record, from its folder where it is whole, else made chunk by chunk; what fixes it is the setting."""
     home = folder / f"{setting.task}-{setting.identity()[:16]}"
     make_folder(home)
     lock = RunLock.acquire(home)

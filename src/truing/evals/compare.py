@@ -17,7 +17,8 @@ from truing.evals.ratings import Battle, bradley_terry, style_of
 from truing.evals.result import Evaluation, same_items
 from truing.evals.reward_models import RewardModelReport
 from truing.evals.sequential import verdict
-from truing.evals.winrate import matrix, outcomes
+from truing.evals.verdicts import judgements, outcomes_of
+from truing.evals.winrate import outcomes, win_rate_over_prompts
 from truing.statistics import Estimate, bootstrap_mean, distinct_n, mean_and_deviation, paired_difference, wilson
 
 EXAMPLES = 6
@@ -30,9 +31,14 @@ class Contender:
     """One model's answers and their scores, on the same prompts as the others'."""
 
     answers: Evaluation
-    scores: Evaluation
+    scores: Evaluation | None = None
+    """The score of each answer; None where only a judge of two answers was asked."""
     kl: Evaluation | None = None
     """KL from the reference in nats an answer, by k1 and by k3 (figures); None where it was not asked for."""
+
+
+Outcomes = Mapping[tuple[str, str], Sequence[float | None]]
+"""(a, b) -> a's outcome against b on each prompt: 1 a win, 0.5 a tie, 0 a loss, None where the judge gave no verdict."""
 
 
 def compare(
@@ -42,46 +48,89 @@ def compare(
     judge: str,
     seed: int,
     reward_model: RewardModelReport | None = None,
+    verdicts: Mapping[tuple[str, str], Evaluation] | None = None,
     draws: int = 2000,
 ) -> dict[str, Any]:
-    """All figures as JSON; `prompts` is what was asked, by key, and `judge` who gave the scores, in words.
+    """All figures as JSON; `prompts` is what was asked, by key, and `judge` who decides, in words.
 
-    Raises ValueError where models did not answer or score the very same prompts.
+    `verdicts` are those of a judge of two answers, (a, b) -> record in which a's answers stand first, for all pairs in the order of
+    the contenders; without them the higher score wins. Raises ValueError where models did not answer or score the same prompts.
     """
     if not contenders:
         raise ValueError("there are no models to compare")
     keys = same_items(
         {name: of.answers for name, of in contenders.items()}
-        | {f"the scores of {name}": of.scores for name, of in contenders.items()}
+        | {f"the scores of {name}": of.scores for name, of in contenders.items() if of.scores is not None}
+        | {f"the verdicts on {a} and {b}": said for (a, b), said in (verdicts or {}).items()}
     )
     names = list(contenders)
     answers = {name: _column(of.answers, keys, "answer") for name, of in contenders.items()}
-    scores = {name: _column(of.scores, keys, "score") for name, of in contenders.items()}
+    scores = {name: _column(of.scores, keys, "score") for name, of in contenders.items() if of.scores is not None}
+    won = _by_scores(scores) if verdicts is None else _by_verdicts(verdicts, keys)
     base = names[0]
     found: dict[str, Any] = {
         "names": names,
         "judge": judge,
         "prompts": len(keys),
-        "models": {name: _model(of, answers[name], scores[name], keys, seed) for name, of in contenders.items()},
-        "against": {name: _against(answers, scores, name, base, seed, draws) for name in names[1:]},
-        "matrix": {a: {b: asdict(rate) for b, rate in row.items()} for a, row in matrix(scores, seed=seed).rates.items()},
+        "models": {name: _model(of, answers[name], scores.get(name), keys, seed) for name, of in contenders.items()},
+        "against": {name: _against(answers, scores, won, name, base, seed, draws) for name in names[1:]},
+        "matrix": {a: {b: asdict(_rate(won[a, b], seed)) for b in names if b != a} for a in names},
         "settings": {name: asdict(of.answers.setting) for name, of in contenders.items()},
         "rows": [
             {
                 "key": key,
                 "prompt": prompts[key],
                 "answers": {name: answers[name][i] for name in names},
-                "scores": {name: scores[name][i] for name in names},
+                "scores": {name: scores[name][i] for name in scores},
             }
             for i, key in enumerate(keys)
         ],
     }
-    found["examples"] = _examples(scores, names)
+    gain = [b - a for a, b in zip(scores[base], scores[names[-1]], strict=True)] if scores else []
+    if verdicts is not None:
+        gain = _with_verdicts(found["rows"], verdicts, base, names[-1])
+    found["examples"] = _examples(gain)
     if len(names) > 2:
-        found["ratings"] = _ratings(answers, scores, keys, seed)
+        found["ratings"] = _ratings(answers, won, keys, seed)
     if reward_model is not None:
         found["reward_model"] = asdict(reward_model)
     return found
+
+
+def _by_scores(scores: Mapping[str, Sequence[float]]) -> Outcomes:
+    return {(a, b): outcomes(scores[a], scores[b]) for a in scores for b in scores if a != b}
+
+
+def _by_verdicts(verdicts: Mapping[tuple[str, str], Evaluation], keys: Sequence[str]) -> Outcomes:
+    found: dict[tuple[str, str], Sequence[float | None]] = {}
+    for (a, b), said in verdicts.items():
+        found[a, b] = outcomes_of(said, keys)
+        if all(outcome is None for outcome in found[a, b]):
+            problem = next(one.problem for one in judgements(said).values())
+            raise ValueError(f"the judge gave no verdict on any pair of {a} and {b}: {problem}")
+        found[b, a] = [None if outcome is None else 1 - outcome for outcome in found[a, b]]
+    return found
+
+
+def _rate(won: Sequence[float | None], seed: int) -> Estimate:
+    return win_rate_over_prompts([outcome for outcome in won if outcome is not None], seed=seed)
+
+
+def _with_verdicts(
+    rows: Sequence[dict[str, Any]], verdicts: Mapping[tuple[str, str], Evaluation], base: str, last: str
+) -> list[float]:
+    """Puts into each row what was said of its answers; gives the probability that the last model's is better than the first's."""
+    said = {pair: judgements(of) for pair, of in verdicts.items()}
+    gain = []
+    for row in rows:
+        row["verdicts"] = []
+        for (a, b), of_pair in said.items():
+            one = of_pair[row["key"]]
+            side, orders = (None, None) if one.problem else (one.side, list(one.orders))
+            row["verdicts"].append({"first": a, "second": b, "side": side, "orders": orders, "problem": one.problem})
+        one = said[base, last][row["key"]]
+        gain.append(0.5 if one.problem else 1 - one.probability)
+    return gain
 
 
 def _column(evaluation: Evaluation, keys: Sequence[str], name: str) -> list[Any]:
@@ -89,11 +138,11 @@ def _column(evaluation: Evaluation, keys: Sequence[str], name: str) -> list[Any]
     return [rows[key][name] for key in keys]
 
 
-def _model(of: Contender, answers: Sequence[str], scores: Sequence[float], keys: Sequence[str], seed: int) -> dict[str, Any]:
+def _model(of: Contender, answers: Sequence[str], scores: Sequence[float] | None, keys: Sequence[str], seed: int) -> dict[str, Any]:
     said = list(answers[:SELF_BLEU_TEXTS])
     figures: dict[str, Any] = {
-        "score": asdict(bootstrap_mean(scores, seed=seed)),
-        "score_deviation": mean_and_deviation(scores)[1],
+        "score": None if scores is None else asdict(bootstrap_mean(scores, seed=seed)),
+        "score_deviation": None if scores is None else mean_and_deviation(scores)[1],
         "characters": asdict(bootstrap_mean([float(len(text)) for text in answers], seed=seed)),
         "finished": asdict(wilson(sum(_column(of.answers, keys, "finished")), len(keys))),
         "distinct_1": distinct_n(answers, 1),
@@ -106,15 +155,22 @@ def _model(of: Contender, answers: Sequence[str], scores: Sequence[float], keys:
 
 
 def _against(
-    answers: Mapping[str, Sequence[str]], scores: Mapping[str, Sequence[float]], name: str, base: str, seed: int, draws: int
+    answers: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Sequence[float]],
+    every: Outcomes,
+    name: str,
+    base: str,
+    seed: int,
+    draws: int,
 ) -> dict[str, Any]:
     """One model against the first: win rate, at equal lengths too, paired differences, and the verdict."""
-    won = outcomes(scores[name], scores[base])
-    lengths = [[float(len(text)) for text in answers[who]] for who in (base, name)]
+    read = [(i, outcome) for i, outcome in enumerate(every[name, base]) if outcome is not None]
+    won = [outcome for _, outcome in read]
+    lengths = [[float(len(answers[who][i])) for i, _ in read] for who in (base, name)]
     adjusted = length_adjusted(won, *lengths, seed=seed, draws=draws)
     varied = any(a != b for a, b in zip(*lengths, strict=True))
     over_even = [outcome - 0.5 for outcome in won]
-    rate = matrix({name: scores[name], base: scores[base]}, seed=seed).rates[name][base]
+    rate = _rate(won, seed)
     gain = Estimate(value=rate.value - 0.5, low=rate.low - 0.5, high=rate.high - 0.5, n=rate.n, method=rate.method)
     explained = rate.value - adjusted.controlled.value if varied else None
     return {
@@ -122,21 +178,21 @@ def _against(
         "wins": sum(outcome == 1 for outcome in won),
         "ties": sum(outcome == 0.5 for outcome in won),
         "losses": sum(outcome == 0 for outcome in won),
+        "missing": len(every[name, base]) - len(won),
         "length_adjusted_win_rate": asdict(adjusted.controlled) if varied else None,
-        "score_difference": asdict(paired_difference(scores[name], scores[base], seed=seed)),
+        "score_difference": asdict(paired_difference(scores[name], scores[base], seed=seed)) if scores else None,
         "length_difference": asdict(paired_difference(lengths[1], lengths[0], seed=seed)),
         "words": verdict(gain, over_even, explained_by_length=explained),
     }
 
 
-def _ratings(
-    answers: Mapping[str, Sequence[str]], scores: Mapping[str, Sequence[float]], keys: Sequence[str], seed: int
-) -> dict[str, Any]:
+def _ratings(answers: Mapping[str, Sequence[str]], won: Outcomes, keys: Sequence[str], seed: int) -> dict[str, Any]:
     styles = {name: [style_of(text) for text in texts] for name, texts in answers.items()}
     battles = [
-        Battle(a=a, b=b, outcome=won, prompt=key, style_a=styles[a][i], style_b=styles[b][i])
+        Battle(a=a, b=b, outcome=outcome, prompt=key, style_a=styles[a][i], style_b=styles[b][i])
         for a, b in combinations(answers, 2)
-        for i, (key, won) in enumerate(zip(keys, outcomes(scores[a], scores[b]), strict=True))
+        for i, (key, outcome) in enumerate(zip(keys, won[a, b], strict=True))
+        if outcome is not None
     ]
     found = {}
     for title, control in (("plain", False), ("style_controlled", True)):
@@ -149,9 +205,8 @@ def _ratings(
     return found
 
 
-def _examples(scores: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[int]:
+def _examples(gain: Sequence[float]) -> list[int]:
     """Rows to look at: evenly over the order of the last model's gain, so that losses are seen as well as wins."""
-    gain = np.array(scores[names[-1]]) - np.array(scores[names[0]])
     order = np.argsort(gain, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int))
     return [int(order[place]) for place in places]

@@ -1,10 +1,11 @@
 """A comparison as a person reads it: one table with intervals, and what may be said of it in sentences."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from truing.evals.panel import sentences as panel_sentences
 from truing.runs.sinks import printable
 
 WIDTH = 110
@@ -22,6 +23,7 @@ def table(found: Mapping[str, Any]) -> str:
     rows = [[f"{found['prompts']} prompts", *models]]
     rows += [[title, *(cell(figures) for figures in models.values())] for title, cell in MODEL_ROWS]
     rows += [[title, "", *(cell(against[name]) for name in against)] for title, cell in AGAINST_ROWS]
+    rows = [row for row in rows if set(row[1:]) - {"-", ""}]
     if any("kl" in figures for figures in models.values()):
         rows += [
             [f"KL from the reference, {k}", *(number(f["kl"][k], 2) if "kl" in f else "-" for f in models.values())]
@@ -42,16 +44,46 @@ def table(found: Mapping[str, Any]) -> str:
 def words(found: Mapping[str, Any]) -> str:
     """One sentence a comparison, then what is known of the judge."""
     base = next(iter(found["models"]))
-    sentences = [
-        f"{name} against {base}, by {found['judge']}: {against['words']} (win rate {percent(against['win_rate'])};"
-        f" {against['wins']} wins, {against['ties']} ties, {against['losses']} losses)."
-        for name, against in found["against"].items()
-    ]
+    sentences = []
+    for name, against in found["against"].items():
+        missing = f"; {against['missing']} prompts have no verdict and are in no figure" if against["missing"] else ""
+        sentences.append(
+            f"{name} against {base}, by {found['judge']}: {against['words']} (win rate {percent(against['win_rate'])};"
+            f" {against['wins']} wins, {against['ties']} ties, {against['losses']} losses{missing})."
+        )
     if "ratings" in found and any(found["ratings"][kind]["unbeaten"] for kind in found["ratings"]):
         sentences.append("Some model never lost, or never won: a prior holds its rating finite, so read its order, not its size.")
+    if "verdicts" in found:
+        sentences += _of_judge(found["verdicts"])
     if "reward_model" in found:
         sentences += _of_reward_model(found["reward_model"])
+    if "robustness" in found:
+        sentences += _of_robustness(found["robustness"])
+    if "best_of" in found:
+        sentences += _of_best_of(found["best_of"])
+    for title, of in found.get("panels", {}).items():
+        sentences += panel_sentences(title, of)
     return "\n".join(textwrap.fill(sentence, WIDTH, subsequent_indent="  ") for sentence in sentences)
+
+
+def _of_judge(account: Mapping[str, Any]) -> list[str]:
+    """How the judge judged: what it is biased by, and what it did not say."""
+    figures = {figure["name"]: figure["value"] for figure in account["figures"]}
+    asked = account["pairs"] - account["same"]
+    same = f" ({account['same']} more were the same words, a tie)" if account["same"] else ""
+    found = [f"The judge was asked of {asked} pairs in both orders{same}. Of itself:"]
+    said = {
+        "position": "the answer shown first gets {} of its probability, 50% without bias",
+        "flips": "both orders disagree on {} of pairs, which are ties",
+        "length": "it prefers the longer answer in {} of its preferences",
+        "self": "its own model's answers win {}",
+        "mass": "its verdict's words hold {} of the probability of what it would say",
+    }
+    parts = [text.format(percent(figures[name])) for name, text in said.items() if name in figures]
+    if parts:
+        found[0] += f" {'; '.join(parts)}."
+    found += [f"No verdict on {count} pairs: {problem}." for problem, count in account["problems"].items()]
+    return found
 
 
 def _of_reward_model(report: Mapping[str, Any]) -> list[str]:
@@ -67,6 +99,28 @@ def _of_reward_model(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _of_best_of(curve: Mapping[str, Any]) -> list[str]:
+    """Whether choosing more sharply still helps."""
+    points = [f"n = {point['n']}: {number(point['gold'], 2)}" for point in curve["points"]]
+    stop = curve["best_n"]
+    seen = stop is not None and curve["beta"]["low"] > 0
+    over = f"Over-optimised: best at n = {stop}" if seen else "No over-optimisation can be told"
+    return [
+        f"Best of n answers to {curve['prompts']} prompts by {curve['proxy']}, judged by {curve['gold']}: {'; '.join(points)}."
+        f" {over} (R = d (alpha - beta d), d = sqrt(KL): alpha {number(curve['alpha'], 2)}, beta {number(curve['beta'], 2)})."
+    ]
+
+
+def _of_robustness(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What turns where nothing of importance changes."""
+    said = [
+        f"{change['name']} {percent(change['turned'])} (n = {change['turned']['n']}; scores move by"
+        f" {number(change['shift'], 2)} deviations)"
+        for change in changes
+    ]
+    return [f"Pairs whose order turns when both answers change alike: {'; '.join(said)}."]
+
+
 def percent(estimate: Mapping[str, Any] | None) -> str:
     """`57.3% [51.0, 63.4]`; a dash where there is none."""
     if estimate is None:
@@ -74,8 +128,10 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
     return f"{100 * estimate['value']:.1f}% [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
-def number(estimate: Mapping[str, Any], digits: int) -> str:
-    """`0.31 [0.12, 0.50]`."""
+def number(estimate: Mapping[str, Any] | None, digits: int) -> str:
+    """`0.31 [0.12, 0.50]`; a dash where there is none."""
+    if estimate is None:
+        return "-"
     return f"{estimate['value']:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
 
 
@@ -85,7 +141,7 @@ def _self_bleu(figures: Mapping[str, Any]) -> str:
 
 MODEL_ROWS = (
     ("score: mean", lambda f: number(f["score"], 2)),
-    ("score: deviation", lambda f: f"{f['score_deviation']:.2f}"),
+    ("score: deviation", lambda f: "-" if f["score_deviation"] is None else f"{f['score_deviation']:.2f}"),
     ("characters: mean", lambda f: number(f["characters"], 0)),
     ("answers that end by themselves", lambda f: percent(f["finished"])),
     ("distinct-1, distinct-2", lambda f: f"{f['distinct_1']:.2f}, {f['distinct_2']:.2f}"),

@@ -6,6 +6,7 @@ from typing import Any
 from truing import pages
 from truing.charts import Series, heat, reliability, scatter
 from truing.evals.compare_text import AGAINST_ROWS, MODEL_ROWS, number, percent, words
+from truing.evals.panel import sentences
 from truing.pages import figure, table, text
 
 SHOWN_ROWS = 2000
@@ -24,14 +25,20 @@ def page(found: Mapping[str, Any]) -> str:
             heat(names, found["matrix"]),
             "How often the row's model is preferred to the column's, in percent, ties half; the interval is in the tooltip.",
         ),
-        "<h2>Length against score</h2>",
-        figure(
-            _length_plot(found, names),
-            "One point an answer. A slope means that the judge goes by length, or that good answers are long.",
-        ),
     ]
+    if found["rows"][0]["scores"]:
+        note = "One point an answer. A slope means that the judge goes by length, or that good answers are long."
+        parts += ["<h2>Length against score</h2>", figure(_length_plot(found, names), note)]
+    if "verdicts" in found:
+        parts += _judge(found["verdicts"])
     if "reward_model" in found:
         parts += _reward_model(found["reward_model"])
+    if "robustness" in found:
+        parts += _robustness(found["robustness"])
+    if "best_of" in found:
+        parts += _best_of(found["best_of"])
+    if "panels" in found:
+        parts += _panels(found["panels"])
     parts += ["<h2>Answers</h2>", _answers(found, names), "<h2>How it was measured</h2>", _settings(found, names)]
     return pages.page(", ".join(names), parts)
 
@@ -41,6 +48,7 @@ def _figures(found: Mapping[str, Any], names: Sequence[str]) -> str:
     rows: list[list[str]] = [[f"{found['prompts']} prompts", *names]]
     rows += [[title, *(cell(models[name]) for name in names)] for title, cell in MODEL_ROWS]
     rows += [[title, "", *(cell(against[name]) for name in names[1:])] for title, cell in AGAINST_ROWS]
+    rows = [row for row in rows if set(row[1:]) - {"-", ""}]
     if any("kl" in figures for figures in models.values()):
         rows += [
             [f"KL from the reference, {k}", *(number(models[n]["kl"][k], 2) if "kl" in models[n] else "-" for n in names)]
@@ -64,6 +72,36 @@ def _length_plot(found: Mapping[str, Any], names: Sequence[str]) -> str:
         for name in names
     ]
     return scatter(series, "characters", "score")
+
+
+def _robustness(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [["both answers change alike", "pairs whose order turns", "n", "scores move by, in deviations"]]
+    rows += [[one["name"], percent(one["turned"]), str(one["turned"]["n"]), number(one["shift"], 2)] for one in changes]
+    note = "Place: the order in which the two are scored. The rewritings are plain rules that keep what an answer says."
+    return ["<h2>What the reward model minds</h2>", table(rows), f"<small>{text(note)}</small>"]
+
+
+def _best_of(curve: Mapping[str, Any]) -> list[str]:
+    series = [
+        Series(name=name, points=tuple((point["kl"] ** 0.5, point[name]["value"]) for point in curve["points"]))
+        for name in ("proxy", "gold")
+    ]
+    rows = [["n", "KL, nats", curve["proxy"], curve["gold"]]]
+    rows += [[str(p["n"]), f"{p['kl']:.2f}", number(p["proxy"], 2), number(p["gold"], 2)] for p in curve["points"]]
+    note = "Reward over the square root of the KL from the sampler. Gold that falls where proxy rises is over-optimised."
+    return ["<h2>Best of n</h2>", table(rows), figure(scatter(series, "sqrt(KL)", "reward"), note)]
+
+
+def _panels(found: Mapping[str, Any]) -> list[str]:
+    lines = [line for title, of in found.items() for line in sentences(title, of)]
+    return ["<h2>Judges compared</h2>", *(f"<p>{text(line)}</p>" for line in lines)]
+
+
+def _judge(account: Mapping[str, Any]) -> list[str]:
+    rows = [["of the judge itself", "value", "n", "what it is"]]
+    rows += [[one["name"], percent(one["value"]), str(one["value"]["n"]), one["said"]] for one in account["figures"]]
+    rows += [["no verdict", str(count), "", problem] for problem, count in account["problems"].items()]
+    return ["<h2>How the judge judges</h2>", table(rows)]
 
 
 def _reward_model(report: Mapping[str, Any]) -> list[str]:
@@ -100,9 +138,25 @@ def _answers(found: Mapping[str, Any], names: Sequence[str]) -> str:
     rows: list[list[str]] = [["prompt", *names]]
     for place in found["examples"]:
         row = found["rows"][place]
-        rows.append([row["prompt"], *(f"{row['answers'][name] or '(nothing)'}\n\n[{row['scores'][name]:+.2f}]" for name in names)])
-    note = "Evenly over the order from the last model's worst to its best gain over the first; the score is in brackets."
+        rows.append([row["prompt"], *(_answer(row, name) for name in names)])
+    note = "Evenly over the order from the last model's worst to its best gain over the first; what it scored is in brackets."
     return f"{table(rows, 'answers')}<small>{text(note)}</small>"
+
+
+def _answer(row: Mapping[str, Any], name: str) -> str:
+    """The answer with its score, or with how often the judge preferred it to the others'."""
+    said = row["answers"][name] or "(nothing)"
+    if name in row["scores"]:
+        return f"{said}\n\n[{row['scores'][name]:+.2f}]"
+    of_it = [one for one in row["verdicts"] if name in (one["first"], one["second"])]
+    return f"{said}\n\n[{', '.join(_result(one, name) for one in of_it)}]"
+
+
+def _result(verdict: Mapping[str, Any], name: str) -> str:
+    side = verdict["side"]
+    if side is None:
+        return "no verdict"
+    return "tie" if side == "tie" else "won" if verdict[side] == name else "lost"
 
 
 def _settings(found: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -4,14 +4,14 @@ Each figure is of the pairs at hand. A judge that prefers longer answers, or its
 people's labels on the same pairs tell bias from judgement, and `against` compares with them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from truing.judges.judgement import Comparison, Judgement, Side
-from truing.statistics import Estimate, bootstrap_mean, wilson, win_rate
+from truing.statistics import Estimate, bootstrap_mean, win_rate
 
 OUTCOME: Mapping[Side, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
@@ -36,45 +36,62 @@ class Figure:
     """What it is, with the value that an unbiased judge has."""
 
 
-def biases(judged: Sequence[Judged], *, seed: int = 0) -> list[Figure]:
+def biases(judged: Sequence[Judged], *, clusters: Sequence[Hashable] | None = None, seed: int = 0) -> list[Figure]:
     """All measures that the judgements allow; those with a problem are in the first alone.
 
+    `clusters` names the prompt of each where several pairs share one: they are drawn together, or intervals come out too narrow.
     position: the mean probability given to the answer that is shown first, over both orders of each pair; 0.5 is unbiased.
     """
     if not judged:
         return []
-    read = [one for one in judged if not one.judgement.problem]
-    found = [Figure(name="judged", value=wilson(len(read), len(judged)), said="pairs with a judgement in both orders")]
+    prompts = list(range(len(judged))) if clusters is None else list(clusters)
+    assert len(prompts) == len(judged), "a cluster for each pair"
+
+    def mean(rows: Sequence[int], values: Sequence[float]) -> Estimate:
+        return bootstrap_mean(values, [prompts[i] for i in rows], seed=seed)
+
+    def rate(rows: Sequence[int], values: Sequence[float | bool]) -> Estimate:
+        of = [prompts[i] for i in rows]
+        numbers = [float(value) for value in values]
+        return win_rate(numbers) if len(set(of)) == len(of) or len(set(values)) == 1 else bootstrap_mean(numbers, of, seed=seed)
+
+    every = range(len(judged))
+    rows = [i for i in every if not judged[i].judgement.problem]
+    read = [judged[i] for i in rows]
+    found = [
+        Figure(
+            name="judged",
+            value=rate(every, [not one.judgement.problem for one in judged]),
+            said="pairs with a judgement in both orders",
+        )
+    ]
     if not read:
         return found
     shown_first = [(one.judgement.orders[0] + 1 - one.judgement.orders[1]) / 2 for one in read]
     found += [
         Figure(
             name="position",
-            value=bootstrap_mean(shown_first, seed=seed),
+            value=mean(rows, shown_first),
             said="probability given to the answer shown first; 0.5 where order does not matter",
         ),
-        Figure(
-            name="flips", value=wilson(sum(one.judgement.flips for one in read), len(read)), said="pairs whose two orders disagree"
-        ),
+        Figure(name="flips", value=rate(rows, [one.judgement.flips for one in read]), said="pairs whose two orders disagree"),
         Figure(
             name="ties",
-            value=wilson(sum(one.judgement.side == "tie" for one in read), len(read)),
+            value=rate(rows, [one.judgement.side == "tie" for one in read]),
             said="pairs that are no preference, flips among them",
         ),
     ]
-    decided = [one for one in read if one.judgement.side != "tie"]
-    longer = [prefers_longer(one.comparison, one.judgement.side) for one in decided]
-    told = [value for value in longer if value is not None]
-    if told:
-        found.append(Figure(name="length", value=wilson(sum(told), len(told)), said="preferences for the longer answer"))
-    own = [_for_own(one) for one in read if one.own is not None]
+    longer = [(i, value) for i in rows if (value := prefers_longer(judged[i].comparison, judged[i].judgement.side)) is not None]
+    if longer:
+        found.append(Figure(name="length", value=rate(*zip(*longer, strict=True)), said="preferences for the longer answer"))
+    own = [(i, _for_own(judged[i])) for i in rows if judged[i].own is not None]
     if own:
-        found.append(Figure(name="self", value=win_rate(own), said="win rate of answers by the judge's own model, ties as half"))
-    masses = [one.judgement.mass for one in read if np.isfinite(one.judgement.mass)]
+        said = "win rate of answers by the judge's own model, ties as half"
+        found.append(Figure(name="self", value=rate(*zip(*own, strict=True)), said=said))
+    masses = [(i, judged[i].judgement.mass) for i in rows if np.isfinite(judged[i].judgement.mass)]
     if masses:
         said = "probability of the verdict's words together; near 0 the judge would have said something else"
-        found.append(Figure(name="mass", value=bootstrap_mean(masses, seed=seed), said=said))
+        found.append(Figure(name="mass", value=mean(*zip(*masses, strict=True)), said=said))
     return found
 
 

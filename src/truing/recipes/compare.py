@@ -4,52 +4,46 @@ Answers and scores are kept in the folder `out` under what decides them, so the 
 one goes on where it was.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from truing.config import OneOf, load
-from truing.data.chat import ChatTokenizer
-from truing.data.read import as_kind, read
+from truing.config import OneOf
 from truing.evals import compare_text
 from truing.evals.answers import (
-    Item,
     answered,
     answers_of_file,
     divergence,
-    pairs_scored,
-    scored_by_model,
     scored_by_rule,
 )
 from truing.evals.compare import Contender, compare
 from truing.evals.html import page
-from truing.evals.result import Evaluation, Setting, code_version
-from truing.evals.reward_models import RewardModelReport, Scored, evaluate_reward_model
+from truing.evals.panel import labelled, panel
+from truing.evals.result import Evaluation
 from truing.evals.tasks.evaluate import Model
+from truing.evals.verdicts import Asked, Pairing, Told, account, judged, judgements, pairings, told
+from truing.judges.judgement import Side
 from truing.memory import give_back
-from truing.models.heads import RewardModel
-from truing.models.load import load_tokenizer
-from truing.recipes.examples import examples
+from truing.recipes.best_of import BestOf, best_of
 from truing.recipes.fit import MODEL, model_folder, model_path, template_of
-from truing.recipes.reward_folder import HEAD, load_reward_model
-from truing.recipes.selection import PACKAGED, asked
-from truing.recipes.settings import Data, device, torch_dtype
-from truing.records import Messages, Preference, Prompt, Record
-from truing.rewards.rules import RULES, Rule
+from truing.recipes.held_prompts import Held, held_prompts
+from truing.recipes.judges import JUDGES, MORE_JUDGES, LearnedAsked, PairJudge, RuleAsked, asked_of
+from truing.recipes.reward_folder import HEAD
+from truing.recipes.reward_scorer import RewardScorer
+from truing.recipes.settings import device, torch_dtype
+from truing.rewards.base import LearnedReward
+from truing.rewards.rules import Rule
 from truing.rollouts.sampler import Decoding
 from truing.runs.durable import make_folder, to_json, write_file
-from truing.runs.read import read_json
 from truing.runs.sinks import Sink, counted
 from truing.settings_text import ConfigError
 
-JUDGES: dict[str, type] = {name: rule for name, rule in RULES.items() if name != "python"}
-"""Name -> rule. A function of the user's own would run inside this process; score its answers elsewhere and compare the files."""
 PAGE, RESULT, REPORT, KEPT = "report.html", "comparison.json", "report.txt", "kept"
 
 
@@ -65,8 +59,16 @@ class Config:
     """Only the first so many prompts; null takes all."""
     reward_model: str | None = None
     """The run whose reward model scores the answers; null takes the one beside a model's run, as `truing align` leaves it."""
-    judge: Annotated[Rule, OneOf(JUDGES)] | None = None
-    """A rule that scores instead of a reward model, such as judge=numeric_answer judge.column=answer."""
+    judge: Annotated[Rule | PairJudge, OneOf(JUDGES)] | None = None
+    """Who decides instead of a reward model: judge=model judge.model=FOLDER, judge=endpoint, or a rule such as numeric_answer."""
+    more_judges: Mapping[str, Annotated[Rule | PairJudge | LearnedReward, OneOf(MORE_JUDGES)]] = field(default_factory=dict)
+    """Further judges by names of your choice, to see how far all agree: more_judges.strict=endpoint, or learned, a reward model."""
+    judged_pairs: Annotated[int, Field(ge=0)] = 100
+    """Held-out pairs, labelled by people, of which judges are asked too, to see how far they agree with people; 0 asks none."""
+    rewritten_pairs: Annotated[int, Field(ge=0)] = 64
+    """Held-out pairs that the reward model scores again, places changed and answers rewritten; 0 leaves it out."""
+    best_of: BestOf = field(default_factory=BestOf)
+    """Best-of-n by the reward model, and whether it over-optimises."""
     out: Path = Path("runs/eval")
     """Where answers, scores and the report are kept; the same command again takes them from there."""
     answers: Decoding = field(default_factory=Decoding)
@@ -81,23 +83,14 @@ class Config:
     """Seed of samples and bootstraps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What is asked, and the pairs that the reward model is measured on."""
-
-    items: list[Item]
-    pairs: list[Preference]
-    file: str
-    sha256: str
-
-
 def run(config: Config, sinks: Sequence[Sink]) -> Path:
     """Compare; returns the folder with `report.html`, `report.txt` and `comparison.json`."""
     if len(config.models) < 2:
         raise ConfigError(["name two models or more: truing eval base=MODEL tuned=RUN"])
     places = {name: stage_of(place) for name, place in config.models.items()}
-    held = _held(config, places)
-    judge = None if config.judge else _judge(config, places)
+    held = held_prompts(config.prompts, config.rows, places)
+    scorer = _scorer(config, places)
+    asked = None if config.judge is None else _asked(config.judge, "judge", config)
     answers: dict[str, Evaluation] = {}
     kl: dict[str, Evaluation] = {}
     for name, place in places.items():
@@ -105,26 +98,118 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
         if config.reference is not None and not Path(place).is_file():
             kl[name] = _divergence(name, place, config.reference, held, config, sinks)
         give_back()
-    if judge is None:
-        assert config.judge is not None
+    scores: dict[str, Evaluation] = {}
+    if scorer is not None:
+        scores = {name: scorer.scores(name, said, held, sinks) for name, said in answers.items()}
+    elif config.judge is not None and not isinstance(config.judge, PairJudge):
         scores = {name: scored_by_rule(said, held.items, config.judge) for name, said in answers.items()}
-        report = None
-    else:
-        scores = {name: judge.scores(name, said, held, config, sinks) for name, said in answers.items()}
-        report = judge.report(held, config, sinks)
-    contenders = {name: Contender(answers=answers[name], scores=scores[name], kl=kl.get(name)) for name in places}
+    judge = asked.name if asked is not None else f"the reward model {scorer.place if scorer else ''}"
+    verdicts: dict[tuple[str, str], Evaluation] | None = None
+    if asked is not None and isinstance(config.judge, PairJudge):
+        judge = f"the judge {asked.name}"
+        verdicts, said_of_all = _verdicts(asked, answers, held, config, sinks)
     found = compare(
-        contenders,
+        {name: Contender(answers=answers[name], scores=scores.get(name), kl=kl.get(name)) for name in places},
         {item.key: item.prompt[-1].content for item in held.items},
-        judge=f"the rule {_name(config.judge)}" if judge is None else f"the reward model {judge.place}",
+        judge=judge,
         seed=config.seed,
-        reward_model=report,
+        reward_model=None if scorer is None else scorer.report(held, sinks),
+        verdicts=verdicts,
     )
+    if asked is not None and verdicts is not None:
+        found["verdicts"] = account(asked.name, said_of_all, seed=config.seed)
+    if scorer is not None and (changes := scorer.robustness(held, config.rewritten_pairs, sinks)):
+        found["robustness"] = [asdict(change) for change in changes]
+    if config.best_of.answers:
+        found["best_of"] = _best_of(config, scorer, places, held, sinks)
+    if panels := _panels(config, asked, scorer, answers, held, sinks):
+        found["panels"] = panels
     make_folder(config.out)
     write_file(config.out / RESULT, to_json(_finite(found), indent=1))
     write_file(config.out / PAGE, page(found).encode())
     write_file(config.out / REPORT, compare_text.text(found, config.out / PAGE).encode())
     return config.out
+
+
+def _asked(settings: Rule | PairJudge | LearnedReward, name: str, config: Config) -> Asked:
+    def model_of(place: str) -> Model:
+        return _model(stage_of(place), config)
+
+    return asked_of(settings, name, model_of=model_of, folder=config.out / KEPT, seed=config.seed)
+
+
+def _verdicts(
+    asked: Asked, answers: Mapping[str, Evaluation], held: Held, config: Config, sinks: Sequence[Sink]
+) -> tuple[dict[tuple[str, str], Evaluation], list[Told]]:
+    """Of every two models, what the judge says of their answers to each prompt."""
+    verdicts: dict[tuple[str, str], Evaluation] = {}
+    every: list[Told] = []
+    for a, b in combinations(answers, 2):
+        pairs = pairings(held.items, answers[a], answers[b])
+        tick = counted(sinks, f"{asked.name}: {a} or {b}")
+        verdicts[a, b] = judged(asked, pairs, config.out / KEPT, tick, data=held.file)
+        every += told(asked, pairs, verdicts[a, b], answers[a], answers[b])
+        give_back()
+    return verdicts, every
+
+
+def _panels(
+    config: Config,
+    asked: Asked | None,
+    scorer: RewardScorer | None,
+    answers: Mapping[str, Evaluation],
+    held: Held,
+    sinks: Sequence[Sink],
+) -> dict[str, Any]:
+    """How far judges agree on what the first and the last model said, and with people on held-out pairs."""
+    judges: dict[str, Asked] = {}
+    if asked is not None:
+        judges["judge"] = asked
+    if scorer is not None:
+        judges["reward_model"] = _asked(LearnedReward(run=Path(scorer.place)), "reward_model", config)
+    if taken := set(judges) & set(config.more_judges):
+        raise ConfigError([f"more_judges.{taken.pop()}: this name is taken; choose another"])
+    judges |= {name: _asked(settings, name, config) for name, settings in config.more_judges.items()}
+    base, *_, last = answers
+    items: dict[str, tuple[list[Pairing], list[Side] | None]] = {}
+    if len(judges) > 1:
+        items[f"Judges on the answers of {last} and {base}"] = (pairings(held.items, answers[base], answers[last]), None)
+    if held.pairs and config.judged_pairs and (config.more_judges or isinstance(config.judge, PairJudge)):
+        items["Judges on held-out pairs"] = labelled(held.pairs, config.judged_pairs, config.seed)
+    found = {}
+    for title, (pairs, people) in items.items():
+        said: dict[str, list[Side | None]] = {}
+        for name, judge in judges.items():
+            tick = counted(sinks, f"{name}: {title.lower()}")
+            of = judgements(judged(judge, pairs, config.out / KEPT, tick, data=held.file))
+            said[name] = [None if of[pair.key].problem else of[pair.key].side for pair in pairs]
+            give_back()
+        found[title] = panel(said, people, seed=config.seed)
+    return found
+
+
+def _best_of(
+    config: Config, scorer: RewardScorer | None, places: Mapping[str, str], held: Held, sinks: Sequence[Sink]
+) -> dict[str, Any]:
+    *_, (name, place) = places.items()
+    if scorer is None or config.best_of.gold is None or Path(place).is_file():
+        raise ConfigError(
+            ["best_of: name a reward model to choose (reward_model=RUN), best_of.gold= to judge the chosen, and a model, no file"]
+        )
+    gold = _asked(config.best_of.gold, "gold", config)
+    assert isinstance(gold, LearnedAsked | RuleAsked)
+    proxy = LearnedAsked(LearnedReward(run=Path(scorer.place)), scorer.model)
+    items, model = held.items[: config.best_of.prompts], _model(place, config)
+    source = (held.file, held.sha256)
+    tick = counted(sinks, f"{name}: {config.best_of.answers} answers a prompt")
+    return best_of(config.best_of, model, items, proxy, gold, config.out / KEPT, data=source, seed=config.seed, progress=tick)
+
+
+def _scorer(config: Config, places: Mapping[str, str]) -> RewardScorer | None:
+    """The reward model that scores: the only judge, or, where it is named, beside a judge of two answers."""
+    if config.judge is None or (isinstance(config.judge, PairJudge) and config.reward_model is not None):
+        return _judge(config, places)
+    return None
 
 
 def _answers(name: str, place: str, held: Held, config: Config, sinks: Sequence[Sink]) -> Evaluation:
@@ -154,58 +239,6 @@ def _divergence(name: str, place: str, reference: str, held: Held, config: Confi
     )
 
 
-class _Judge:
-    """A reward model that is loaded when it is first asked, since its scores may all be kept."""
-
-    def __init__(self, place: str, config: Config) -> None:
-        self.place = place
-        self._model = _model(place, config)
-        self._loaded: RewardModel | None = None
-
-    def __call__(self) -> tuple[RewardModel, ChatTokenizer]:
-        if self._loaded is None:
-            self._loaded = load_reward_model(Path(self.place), self._model.dtype)
-        return self._loaded, self._model.chat
-
-    def scores(self, name: str, answers: Evaluation, held: Held, config: Config, sinks: Sequence[Sink]) -> Evaluation:
-        """The rewards of one model's answers."""
-        progress = counted(sinks, f"{name}: rewards")
-        return scored_by_model(answers, held.items, self, self._model.identity, config.out / KEPT, progress)
-
-    def report(self, held: Held, config: Config, sinks: Sequence[Sink]) -> RewardModelReport | None:
-        """How well it orders the held-out pairs; None where what is held out are no pairs."""
-        if not held.pairs:
-            return None
-        setting = Setting(
-            task="pairs",
-            model=self.place,
-            weights=self._model.identity,
-            data=held.file,
-            data_sha256=_digest([held.sha256, [[_key(pair.prompt), pair.chosen, pair.rejected] for pair in held.pairs]]),
-            template=self._model.chat.fingerprint,
-            decoding={},
-            options={"dtype": str(self._model.dtype).removeprefix("torch.")},
-            seeds={},
-            code=code_version(),
-        )
-        progress = counted(sinks, "the reward model on held-out pairs")
-        scored = pairs_scored(held.pairs, self, setting, config.out / KEPT, progress)
-        return evaluate_reward_model(
-            [
-                Scored(
-                    prompt=_key(pair.prompt),
-                    category=pair.tags.get("kind", ""),
-                    chosen=row["chosen"],
-                    rejected=row["rejected"],
-                    chosen_text=pair.chosen,
-                    rejected_text=pair.rejected,
-                )
-                for pair, row in zip(held.pairs, scored.rows, strict=True)
-            ],
-            seed=config.seed,
-        )
-
-
 def _model(place: str, config: Config) -> Model:
     return Model(
         name=place, path=model_folder(place), dtype=torch_dtype(config.dtype), device=device(), template=template_of(Path(place))
@@ -218,79 +251,19 @@ def stage_of(place: str) -> str:
     return str(path / "preference") if (path / "preference" / MODEL).is_dir() else place
 
 
-def _judge(config: Config, places: Mapping[str, str]) -> _Judge:
+def _judge(config: Config, places: Mapping[str, str]) -> RewardScorer:
     """The named reward model, or the one beside a run."""
     if config.reward_model is not None:
         if not (model_path(Path(config.reward_model)) / HEAD).is_file():
             place = f"reward_model={config.reward_model}"
             raise ConfigError([f"{place}: holds no reward model; name the run of `truing train reward_model`"])
-        return _Judge(config.reward_model, config)
+        return RewardScorer(config.reward_model, _model(config.reward_model, config), config.out / KEPT, config.seed)
     beside = [Path(place).parent / "reward_model" for place in places.values()]
     found = list(dict.fromkeys(str(folder) for folder in beside if (model_path(folder) / HEAD).is_file()))
     if len(found) != 1:
         which = f"there are several: {', '.join(found)}" if found else "no run of a reward model lies beside the models"
         raise ConfigError([f"who scores the answers? {which}; name reward_model=RUN, or judge= one of {', '.join(JUDGES)}"])
-    return _Judge(found[0], config)
-
-
-def _held(config: Config, places: Mapping[str, str]) -> Held:
-    """The prompts of the file, or those that a run held out."""
-    if config.prompts is not None:
-        return _of_file(config.prompts, config.rows)
-    for place in reversed(list(places.values())):
-        if (Path(place) / "config.json").is_file() and (Path(place) / "status.json").is_file():
-            return _of_run(Path(place), config.rows)
-    raise ConfigError(["which prompts? none of the models is a run that held rows out; name prompts=FILE"])
-
-
-def _of_file(file: str, most: int | None) -> Held:
-    reading = read(PACKAGED.get(file, file))
-    items: list[Item] = []
-    rows: dict[str, Record] = {}
-    for record in reading.records:
-        key = _key(asked(record))
-        if key in rows:
-            raise ValueError(f"{record.origin}: asks the same as {rows[key].origin}; each prompt is asked once, so take one out")
-        rows[key] = record
-        items.append(_item(record))
-    pairs = [record for record in reading.records if isinstance(record, Preference)]
-    return Held(items=items[:most], pairs=pairs[:most], file=file, sha256=reading.sha256)
-
-
-def _of_run(run: Path, most: int | None) -> Held:
-    """What the run's own data settings held out; a prompt of several rows is asked once."""
-    written = read_json(run / "config.json")["data"]
-    assert isinstance(written, dict)
-    data = load(Data, base=written).value
-    chat = ChatTokenizer.of(load_tokenizer(model_path(run)), template=data.template)
-    found = examples(data, chat, (Preference,))
-    if not found.held_out.trees:
-        raise ValueError(f"{run}: its settings held no row out; name prompts=FILE")
-    every = found.held_out.records
-    records = [every[key] for key in found.held_out.trees.keys[:most].tolist()]
-    items: dict[str, Item] = {}
-    for record in records:
-        items.setdefault(_key(asked(record)), _item(record))
-    pairs = [record for record in records if isinstance(record, Preference)]
-    return Held(items=list(items.values()), pairs=pairs, file=data.path, sha256=found.reading.sha256)
-
-
-def _item(record: Record) -> Item:
-    (prompt,) = as_kind([record], Prompt)
-    return Item(key=_key(prompt.messages), prompt=prompt.messages, tags=prompt.tags, origin=prompt.origin)
-
-
-def _name(rule: Rule | None) -> str:
-    return next(name for name, cls in JUDGES.items() if cls is type(rule))
-
-
-def _key(prompt: Messages) -> str:
-    """The prompt itself names its answers: the same in every file and order."""
-    return _digest([[message.role, message.content] for message in prompt])[:16]
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(to_json(value)).hexdigest()
+    return RewardScorer(found[0], _model(found[0], config), config.out / KEPT, config.seed)
 
 
 def _finite(value: Any) -> Any:
