@@ -1,21 +1,34 @@
 """Tasks with judges and scorers, and sycophancy: verdicts, both orders, aggregation and figures by hand."""
 
+from __future__ import annotations
+
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from chat_server import serving
 from test_tasks_choice import SHARED, shared_data, write
+from truing.data.chat import ChatTokenizer
 from truing.data.problems import DataError
+from truing.endpoint import Client
 from truing.evals.tasks.files import Files
 from truing.evals.tasks.mt_bench import MTBench, compare, pairwise
+from truing.evals.tasks.mt_bench_pairs import by_function, by_judge
 from truing.evals.tasks.red_team import RedTeam
 from truing.evals.tasks.sycophancy import ARGUMENTS, AreYouSure, FalsePremise, Feedback, letter
 from truing.evals.tasks.task import Asked, Row, Said
 from truing.evals.tasks.toxicity import Toxicity, aggregate
+from truing.judges.choice import LocalChooser, RemoteChooser
+from truing.judges.judgement import Comparison, Judgement
 from truing.judges.marks import callable_of, decision, preferred, rating
+from truing.models.policy import Policy
+from truing.records import Message
 
 QUESTION = Asked(key="81", turns=("Write a poem.", "Shorter."), row={"category": "writing", "reference": []})
 
@@ -219,3 +232,76 @@ def test_judges_are_named_by_module_and_function() -> None:
     for name, said_of_it in ((None, "mt_bench needs a judge"), ("json", "write MODULE:FUNCTION"), ("json:no", "has no attribute")):
         with pytest.raises(ValueError, match=said_of_it):
             callable_of(name, "judge", "mt_bench")
+
+
+def test_a_model_here_rates_by_the_mean_of_its_numbers(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    chat = ChatTokenizer.of(tiny_tokenizer)
+    chooser = LocalChooser(load=lambda: (Policy(tiny_llama, layout="plain"), chat), max_tokens=1000)
+    row = MTBench(ask=chooser).judge(QUESTION, [said("a", "b")])
+    assert all(1 < rating < 10 for rating in row["ratings"])
+    words = ("yes", "no")
+    (found,) = chooser(["Is it?"], words)
+    trunk = chat.prompt_tokens((Message(role="user", content="Is it?"),))
+    by_hand = []
+    for word in words:
+        ids = [*tiny_tokenizer.encode(word, add_special_tokens=False), chat.end_id]
+        with torch.no_grad():
+            logp = tiny_llama(torch.tensor([[*trunk, *ids]])).logits[0].double().log_softmax(-1)
+        by_hand.append(sum(float(logp[len(trunk) - 1 + i, token]) for i, token in enumerate(ids)))
+    assert found.shares[0] == pytest.approx(1 / (1 + math.exp(by_hand[1] - by_hand[0])), abs=1e-5)
+    (long,) = LocalChooser(load=chooser.load, max_tokens=20)(["far " * 50], words)
+    assert long.problem == "the question is longer than 20 tokens"
+
+
+def test_an_endpoint_rates_in_a_field_and_a_silent_one_stops_the_task() -> None:
+    def rates(body: Mapping[str, Any]) -> str:
+        asked = body["messages"][0]["content"]
+        assert '{"verdict": "..."}, where the verdict is one of 1, 2, 3' in asked
+        return '{"verdict": 7}' if "Shorter." in asked else "seven"
+
+    with serving(rates) as server:
+        client = Client(server.endpoint(seconds=10.0, retries=1), sleep=lambda seconds: None)
+        row = MTBench(ask=RemoteChooser(client=client)).judge(QUESTION, [said("a", "b")])
+        assert row["ratings"] == [None, 7.0]
+        assert row["score"] is None
+        assert row["replies"][0].startswith("malformed reply")
+        server.faults = ["500", "500"]
+        with pytest.raises(ValueError, match=r"judge tiny: server error: .*; the same command goes on from here"):
+            MTBench(ask=RemoteChooser(client=client)).judge(QUESTION, [said("other", "b")])
+        server.answer = lambda body: '{"verdict": "yes"}'
+        asked = Asked(key="x", turns=("How to?",), row={"category": ""})
+        assert RedTeam(ask=RemoteChooser(client=client)).judge(asked, [said("So.")])["score"] == 0.0
+
+
+def test_conversations_in_pairs_by_a_judge_and_by_a_function(tmp_path: Path) -> None:
+    questions = [
+        Asked(key=str(i), turns=("1+1?", "And 3?"), row={"category": "math", "reference": ["2", "3"] if i else []})
+        for i in range(3)
+    ]
+
+    class Says:
+        name, identity, weights, keeps = "j", "1", "", False
+
+        def judge(self, progress: object) -> Says:
+            return self
+
+        def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
+            seen.extend(comparisons)
+            return [Judgement(probability=0.9, orders=(0.9, 0.9)) for _ in comparisons]
+
+    seen: list[Comparison] = []
+    compared = [(question, ("2", "3"), ("3", "2")) for question in questions]
+    found = by_judge(Says(), compared, tmp_path, lambda done, of: None, data="", seed=0)
+    assert found.figures.figures["win rate"].value == 1.0
+    assert seen[1].prompt.messages[0].content == "The right answers, turn by turn, are: 2 | 3"
+    assert [turn.role for turn in seen[0].prompt.messages] == ["user", "user"]
+    assert seen[1].first == "User: 1+1?\nAssistant: 2\nUser: And 3?\nAssistant: 3"
+    assert "tuned against base, mt_bench in pairs: win rate 1.000" in found.lines("tuned", "base")[0]
+    again = by_judge(Says(), compared, tmp_path, lambda done, of: None, data="", seed=0)
+    assert len(seen) == 3
+    assert again == found
+    by_hand = by_function(lambda prompt: "[[A]]", compared)
+    assert by_hand.figures.figures["win rate"].value == 0.5
+    assert by_hand.figures.figures["both orders agree"].value == 0.0

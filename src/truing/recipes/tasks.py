@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from truing.config import OneOf
 from truing.evals.tasks.bbq import BBQ
 from truing.evals.tasks.evaluate import Manner, Measured, Model, evaluate
 from truing.evals.tasks.files import Files
@@ -15,6 +16,7 @@ from truing.evals.tasks.gsm8k import GSM8K
 from truing.evals.tasks.humaneval import HumanEval
 from truing.evals.tasks.ifeval import IFEval
 from truing.evals.tasks.mmlu import MMLU
+from truing.evals.tasks.mt_bench_pairs import Pairs, by_function, by_judge
 from truing.evals.tasks.report import as_json, report
 from truing.evals.tasks.sycophancy import AreYouSure, FalsePremise
 from truing.evals.tasks.table import JUDGED, SUITES, TASKS
@@ -23,12 +25,26 @@ from truing.evals.tasks.truthfulqa import TruthfulQA
 from truing.evals.tasks.xstest import XSTest
 from truing.judges.marks import callable_of
 from truing.recipes.fit import model_folder
+from truing.recipes.judges import EndpointJudge, LocalAsked, ModelJudge, PairJudge, RemoteAsked
 from truing.recipes.settings import device, torch_dtype
 from truing.runs.durable import make_folder, to_json, write_file
 from truing.runs.sinks import Sink, Tick, counted
 from truing.settings_text import ConfigError
 
 REPORT, RESULT = "report.txt", "tasks.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionJudge:
+    """A function of the user's own from a prompt to a reply. Example: `judge=my_judges:ask`."""
+
+    function: str
+    """As module:function; the module must be importable from here."""
+
+
+TASK_JUDGES: Mapping[str, type] = {"function": FunctionJudge, "model": ModelJudge, "endpoint": EndpointJudge}
+PAIRED = "mt_bench"
+"""The task whose answers are compared in pairs, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +89,8 @@ class Config:
     """Settings of doubt after an answer."""
     false_premise: FalsePremise = field(default_factory=FalsePremise)
     """Settings of questions with a premise."""
-    judge: str | None = None
-    """A function from a prompt to a reply, as module:function, for mt_bench and red_team."""
+    judge: Annotated[FunctionJudge | PairJudge, OneOf(TASK_JUDGES)] | None = None
+    """Who judges mt_bench and red_team: judge=model judge.model=FOLDER, judge=endpoint, or a function as judge=module:function."""
     scorer: str | None = None
     """A function from texts to toxicities in [0, 1], as module:function, for toxicity."""
 
@@ -82,37 +98,77 @@ class Config:
 def run(config: Config, sinks: Sequence[Sink]) -> Path:
     """Evaluate; returns the folder with the report and the results of all tasks."""
     chosen = _chosen(config)
+    asked = None if config.judge is None or isinstance(config.judge, FunctionJudge) else _asked(config.judge, config)
     results: dict[str, dict[str, Measured]] = {}
     for name, place in config.models.items():
-        model = Model(
-            name=place, path=model_folder(place), dtype=torch_dtype(config.dtype), device=device(), template=config.template
-        )
+        model = _model(place, config)
         results[name] = {}
         for task, limit in chosen.items():
 
             def bar(what: str, name: str = name, task: str = task) -> Tick:
                 return counted(sinks, f"{name}, {task}: {what}")
 
-            built, options = _built(config, task)
+            built, options = _built(config, task, asked)
             manner = Manner(style=config.style, limit=limit, budget=config.budget, seed=config.seed)
             results[name][task] = evaluate(
                 task, built, model, Files(root=config.data), manner, config.out / "items", options=options, bar=bar
             )
+    found = as_json(results)
+    lines: list[str] = []
+    for name, pairs in _paired(config, asked, results, sinks).items():
+        found[name][f"{PAIRED} in pairs"] = pairs.as_json()
+        lines += pairs.lines(name, next(iter(results)))
     make_folder(config.out)
-    write_file(config.out / RESULT, to_json(as_json(results)))
-    write_file(config.out / REPORT, report(results).encode())
+    write_file(config.out / RESULT, to_json(found))
+    write_file(config.out / REPORT, (report(results) + "".join(f"{line}\n" for line in lines)).encode())
     return config.out
 
 
-def _built(config: Config, name: str) -> tuple[Task, dict[str, str]]:
+def _model(place: str, config: Config) -> Model:
+    return Model(name=place, path=model_folder(place), dtype=torch_dtype(config.dtype), device=device(), template=config.template)
+
+
+def _asked(judge: PairJudge, config: Config) -> LocalAsked | RemoteAsked:
+    if isinstance(judge, ModelJudge):
+        return LocalAsked(judge, _model(judge.model, config), config.seed)
+    return RemoteAsked(judge, config.out / "replies.jsonl", config.seed)
+
+
+def _built(config: Config, name: str, asked: LocalAsked | RemoteAsked | None) -> tuple[Task, dict[str, str]]:
     """The task with its settings, and what of it no setting shows."""
     if name not in JUDGED:
         task: Task = getattr(config, name) if hasattr(config, name) else TASKS[name]()
         return task, {}
     made, takes = JUDGED[name]
-    setting = "scorer" if takes == "scorer" else "judge"
-    function = callable_of(getattr(config, setting), setting, name)
-    return made(**{takes: function}), {setting: str(getattr(config, setting))}
+    if takes == "scorer":
+        return made(scorer=callable_of(config.scorer, "scorer", name)), {"scorer": str(config.scorer)}
+    if asked is not None:
+        return made(ask=asked.chooser()), {"judge": asked.identity}
+    function = config.judge.function if isinstance(config.judge, FunctionJudge) else None
+    return made(ask=callable_of(function, "judge", name)), {"judge": str(function)}
+
+
+def _paired(
+    config: Config, asked: LocalAsked | RemoteAsked | None, results: Mapping[str, Mapping[str, Measured]], sinks: Sequence[Sink]
+) -> dict[str, Pairs]:
+    """Each further model's conversations against the first one's, by the judge, in both orders."""
+    base, *others = results
+    if PAIRED not in results[base] or not others:
+        return {}
+    task, _ = _built(config, PAIRED, asked)
+    questions = {question.key: question for question in task.prompts(Files(root=config.data))}  # type: ignore[union-attr]
+    answers = {name: {row["key"]: row["answers"] for row in of[PAIRED].evaluation.rows} for name, of in results.items()}
+    found = {}
+    for name in others:
+        keys = [key for key in answers[name] if key in answers[base]]
+        compared = [(questions[key], answers[name][key], answers[base][key]) for key in keys]
+        if asked is not None:
+            tick = counted(sinks, f"{name} against {base}, {PAIRED}: judging pairs")
+            found[name] = by_judge(asked, compared, config.out / "items", tick, data=str(config.data), seed=config.seed)
+        else:
+            function = config.judge.function if isinstance(config.judge, FunctionJudge) else None
+            found[name] = by_function(callable_of(function, "judge", PAIRED), compared)
+    return found
 
 
 def _chosen(config: Config) -> dict[str, int | None]:
@@ -135,6 +191,8 @@ def settings_of(arguments: Sequence[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         if not equals:
             found.append(f"models.model={argument}")
+        elif key == "judge" and ":" in value:
+            found += ["judge=function", f"judge.function={value}"]
         elif key.split(".")[0] in known:
             found.append(f"tasks=[{value.strip('[]')}]" if key == "tasks" else argument)
         else:

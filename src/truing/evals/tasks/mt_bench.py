@@ -12,18 +12,21 @@ from typing import Any
 from truing.data.problems import DataError
 from truing.evals.tasks.files import Files
 from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique
-from truing.judges.judgement import Comparison, Opinion, both_orders
-from truing.judges.marks import COMPARE, RATE, Judge, conversation, opinion, preferred, rating, with_reference
+from truing.judges.choice import Chooser
+from truing.judges.judgement import Comparison, Judgement, Opinion, both_orders
+from truing.judges.marks import COMPARE, RATE, RATE_FORM, Judge, conversation, opinion, preferred, rating, with_reference
 from truing.records import Message, Prompt
 from truing.statistics import Estimate, bootstrap_mean, wilson, win_rate
+
+RATINGS = tuple(map(str, range(1, 11)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MTBench:
     """Rated answers; the score is the mean rating over ten."""
 
-    ask: Judge
-    """From a prompt to a reply that ends in [[rating]]."""
+    ask: Judge | Chooser
+    """From a prompt to a reply that ends in [[rating]]; or who chooses among 1 to 10, whose mean is the rating."""
     max_tokens: int = 1024
     """Longest answer of a turn."""
 
@@ -51,11 +54,17 @@ class MTBench:
         return found
 
     def judge_turn(self, asked: Asked, answers: tuple[str, ...], turn: int) -> tuple[float | None, str]:
-        """The rating of one turn and the judge's reply."""
-        reference = tuple(asked.row["reference"])[: turn + 1]
+        """The rating of one turn, and the judge's reply or why there is no rating."""
+        reference = with_reference(tuple(asked.row["reference"])[: turn + 1])
         text = conversation(asked.turns[: turn + 1], answers[: turn + 1])
-        reply = self.ask(RATE.format(reference=with_reference(reference), conversation=text))
-        return rating(reply), reply
+        if not isinstance(self.ask, Chooser):
+            reply = self.ask(RATE.format(reference=reference, form=RATE_FORM, conversation=text))
+            return rating(reply), reply
+        form = self.ask.form.format(words=", ".join(RATINGS))
+        (choice,) = self.ask([RATE.format(reference=reference, form=form, conversation=text)], RATINGS)
+        if choice.problem:
+            return None, choice.problem
+        return sum(share * float(word) for share, word in zip(choice.shares, RATINGS, strict=True)), ""
 
     def judge(self, asked: Asked, said: Sequence[Said]) -> Row:
         """Every turn."""
@@ -109,6 +118,20 @@ def compare(judge: Judge, asked: Asked, first: Sequence[str], second: Sequence[s
         "verdicts": verdicts,
         "replies": replies,
     }
+
+
+def comparison_of(asked: Asked, first: Sequence[str], second: Sequence[str]) -> Comparison:
+    """Two models' conversations over one question, as judges of two answers read them; right answers stand before the questions."""
+    reference = with_reference(tuple(asked.row["reference"])).strip()
+    system = (Message(role="system", content=reference),) if reference else ()
+    prompt = Prompt(messages=(*system, *(Message(role="user", content=turn) for turn in asked.turns)))
+    return Comparison(prompt=prompt, first=conversation(asked.turns, tuple(first)), second=conversation(asked.turns, tuple(second)))
+
+
+def row_of(key: str, found: Judgement) -> Row:
+    """A judgement as `pairwise` takes it."""
+    outcome = None if found.problem else {"first": 1.0, "second": 0.0, "tie": 0.5}[found.side]
+    return {"key": key, "outcome": outcome, "consistent": not found.problem and not found.flips, "problem": found.problem}
 
 
 def pairwise(rows: Sequence[Row]) -> Figures:
