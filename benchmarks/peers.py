@@ -11,7 +11,7 @@ FOLDER = ROOT / ".venv-peers"
 PEERS: dict[str, tuple[str, ...]] = {
     "trl": ("trl==1.16.0", "peft>=0.18"),
     "trl_ppo": ("trl==1.12.0", "peft>=0.18"),
-    "lm_eval": ("lm-eval==0.4.13", "accelerate>=1", "immutabledict", "langdetect"),
+    "lm_eval": ("lm-eval==0.4.13", "transformers>=5.3", "accelerate>=1", "immutabledict", "langdetect"),
     "plots": ("matplotlib>=3.9",),
 }
 """Environment -> what is installed in it. All but `plots` get the project's own version of torch first."""

@@ -2,13 +2,19 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from benchmarks.suite import measured
+from chat_server import serving
 from test_tasks_choice import bbq, bbq_row
 from truing.cli import app
+from truing.evals.tasks.evaluate import Model
 from truing.recipes.tasks import settings_of
 
 
@@ -75,3 +81,34 @@ def test_a_judge_from_outside_and_tasks_without_files(tmp_path: Path, tiny_model
     assert [setting["options"]["judge"] for setting in kept] == ["test_eval_command:never"]
     with pytest.raises(ValueError, match="red_team needs a judge: set judge=MODULE:FUNCTION"):
         evaluated(*common, "tasks=red_team")
+
+
+def test_the_time_of_all_items_is_estimated_from_a_share(tmp_path: Path, tiny_model_folder: Path) -> None:
+    bbq(tmp_path, [bbq_row(i, context=f"Person {i} came.") for i in range(9)])
+    model = Model(name="tiny", path=tiny_model_folder, dtype=torch.float32, device=torch.device("cpu"))
+    row, found = measured("bbq", model, tmp_path, 0.3, tmp_path / "items")
+    assert (row["items"], row["measured"], len(found.evaluation.rows)) == (9, 3, 3)
+    assert row["processor"] > 0
+
+
+def test_a_judge_of_settings_rates_and_compares(tmp_path: Path, tiny_model_folder: Path) -> None:
+    (tmp_path / "mt_bench").mkdir()
+    rows = [{"question_id": i, "category": "math", "turns": [f"{i}+1?", "And 3?"]} for i in range(1, 2)]
+    (tmp_path / "mt_bench" / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choices = [{"turns": ["2", "3"]}]
+    (tmp_path / "mt_bench" / "reference_answers_gpt4.jsonl").write_text(json.dumps({"question_id": 1, "choices": choices}) + "\n")
+
+    def fair(body: Mapping[str, Any]) -> str:
+        asked = body["messages"][0]["content"]
+        assert ("The right answers, turn by turn, are: 2" in asked) == ("1+1?" in asked)
+        return '{"verdict": "A"}' if "You compare" in asked else '{"verdict": "8"}'
+
+    with serving(fair) as server:
+        judge = ["judge=endpoint", f"judge.endpoint.url={server.url}", "judge.endpoint.model=tiny", "dtype=fp32"]
+        models = [f"base={tiny_model_folder}", f"tuned={tiny_model_folder}"]
+        text = evaluated(*models, "tasks=mt_bench", f"data={tmp_path}", f"out={tmp_path / 'out'}", *judge)
+    assert "mt_bench: rating" in text
+    assert "8.000" in text
+    # Both are the same model, so all answers are the same words: a tie, and nobody is asked.
+    assert "tuned against base, mt_bench in pairs: win rate 0.500" in text
+    assert not any("You compare" in body["messages"][0]["content"] for body in server.seen)
