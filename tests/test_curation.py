@@ -14,7 +14,7 @@ from truing.data.problems import DataError
 from truing.data.read import read
 from truing.data.write import USUAL, WRITERS, row_of, write
 from truing.quality.curation import Account
-from truing.records import Demonstration, Feedback, Message, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Message, Preference, Prompt, Ranking, Record, Steps
 
 SINGLE = (Message(role="user", content='What is "2 + 2",\nplease?'),)
 TURNS = (
@@ -35,6 +35,7 @@ def records(kind: type[Record], *, nested: bool) -> list[Record]:
             Demonstration: [Demonstration(messages=(*asked, Message(role="assistant", content=f"4, {i}")), tags=TAGS)],
             Feedback: [Feedback(prompt=asked, response="4", desirable=bool(i), tags=TAGS)],
             Prompt: [Prompt(messages=asked, tags=TAGS)],
+            Steps: [Steps(prompt=asked, steps=("2+2", "4\n"), labels=(True, bool(i)), separator="; ", tags=TAGS)],
         }[kind]
     return made
 

@@ -12,17 +12,19 @@ import pytest
 from trees import random_trees, tiny_policy, with_zero_reference
 from truing.config import describe
 from truing.data.tree import Tree, TreeBatch
-from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES, SCORE_LOSSES, TOKEN_LOSSES, FeedbackLoss
+from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES, SCORE_LOSSES, STEP_LOSSES, TOKEN_LOSSES, FeedbackLoss
 from truing.models.heads import RewardModel
-from truing.objectives import AnyObjective, Imitation, PairedPreference, RewardRanking, UnpairedFeedback
+from truing.models.reference import tree_key
+from truing.objectives import AnyObjective, Imitation, PairedPreference, RewardRanking, StepJudging, UnpairedFeedback
+from truing.objectives.step_judging import Marks
 from truing.recipes import RECIPES, module_of
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "truing"
-LOSSES = {**PAIR_LOSSES, **FEEDBACK_LOSSES, **SCORE_LOSSES, **TOKEN_LOSSES}
-PAGES = {"nll": "sft", "bradley_terry": "reward_model"}
+LOSSES = {**PAIR_LOSSES, **FEEDBACK_LOSSES, **SCORE_LOSSES, **STEP_LOSSES, **TOKEN_LOSSES}
+PAGES = {"nll": "sft", "bradley_terry": "reward_model", "step_likelihood": "process_reward"}
 """Losses whose page is called after the method, not the loss."""
 
 
@@ -46,13 +48,18 @@ def logged(loss: str) -> frozenset[str]:
     """The metrics of one update."""
     policy = tiny_policy()
     trees = [replace(tree, desirable=(True, False)) for tree in with_zero_reference(random_trees(2))]
+    ones = random_trees(2, branches=1)
+    marks = {tree_key(tree): Marks(ends=(0,), right=(tree.key == 0,)) for tree in ones}
     objectives: dict[str, AnyObjective] = {
         "preference": PairedPreference(loss=LOSSES[loss]()) if loss in PAIR_LOSSES else None,
         "feedback": judging(LOSSES[loss](), trees) if loss in FEEDBACK_LOSSES else None,
         "reward_model": RewardRanking(loss=SCORE_LOSSES["bradley_terry"]()),
+        "process_reward": StepJudging(loss=STEP_LOSSES["step_likelihood"](), marks=marks),
         "sft": Imitation(loss=TOKEN_LOSSES["nll"]()),
     }
-    model = RewardModel(policy) if recipe_of(loss) == "reward_model" else policy
+    recipe = recipe_of(loss)
+    trees = ones if recipe == "process_reward" else trees
+    model = RewardModel(policy) if recipe in ("reward_model", "process_reward") else policy
     return frozenset(Learner(model, Optimizer(), total_steps=1).update(objectives[recipe_of(loss)], [TreeBatch.of(trees)]))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from truing.data.formats import COLUMNS, FORMATS, check_mapping, label, recognise, renamed
 from truing.data.problems import BadValueError, DataError
 from truing.data.turns import ROLES, is_blank, transcript
-from truing.records import Demonstration, Feedback, Message, Messages, Origin, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Message, Messages, Origin, Preference, Prompt, Ranking, Record, Steps
 
 HI = Message(role="user", content="Hi")
 YES, NO = Message(role="assistant", content="Yes"), Message(role="assistant", content="No")
@@ -38,6 +38,7 @@ def said(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
+STEPS = Steps(prompt=(HI,), steps=("a", "b"), labels=(True, False))
 GOOD: list[tuple[str, dict[str, object], Record]] = [
     ("preference", {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}, PAIR),
     ("preference", {"prompt": [U], "chosen": "Yes", "rejected": "No"}, PAIR),
@@ -84,6 +85,12 @@ GOOD: list[tuple[str, dict[str, object], Record]] = [
     ("feedback", {"prompt": [U], "completion": [A], "label": True}, Feedback(prompt=(HI,), response="Yes", desirable=True)),
     ("response_feedback", {"prompt": "Hi", "response": "Yes", "label": 1}, Feedback(prompt=(HI,), response="Yes", desirable=True)),
     ("ranking", {"prompt": "Hi", "responses": ["Yes", "No"]}, Ranking(prompt=(HI,), responses=("Yes", "No"))),
+    ("steps", {"prompt": "Hi", "completions": ["a", "b"], "labels": [1, "false"]}, STEPS),
+    (
+        "steps",
+        {"prompt": [U], "completions": ["a", "b"], "labels": [True, False], "separator": "||"},
+        replace(STEPS, separator="||"),
+    ),
     ("prompt", {"prompt": "Hi"}, Prompt(messages=(HI,))),
     ("prompt", {"prompt": [S, U]}, Prompt(messages=(SYSTEM, HI))),
 ]
@@ -149,6 +156,11 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"messages": [U, A], "label": "maybe"}, "\"label\" is 'maybe'; it must be true or false"),
     ({"messages": [U, A], "label": None}, '"label" is null'),
     ({"prompt": "Hi", "completion": "Yes", "label": 2}, '"label" is 2'),
+    ({"prompt": "Hi", "completions": ["a"], "labels": [True, True]}, '"completions" has 1 steps and "labels" has 2'),
+    ({"prompt": "Hi", "completions": "a", "labels": [True]}, '"completions" and "labels" are not lists'),
+    ({"prompt": "Hi", "completions": ["a", "b\nc"], "labels": [True, True]}, "step 2 of \"completions\" holds the separator '\\n'"),
+    ({"prompt": "Hi", "completions": ["a", " "], "labels": [True, True]}, 'step 2 of "completions"'),
+    ({"prompt": "Hi", "completions": ["a"], "labels": [True], "separator": ""}, '"separator" is not text'),
     ({"prompt": "Hi", "completion": "Yes", "label": [True]}, '"label" is a list'),
     ({"prompt": "Hi", "responses": ["Yes"]}, "fewer than two responses"),
     ({"prompt": "Hi", "responses": ["Yes", "No", "Yes "]}, "the same response twice"),

@@ -134,6 +134,26 @@ class Feedback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """Judges each step of one response. Example: `Steps(prompt=p.messages, steps=("2+2=4", "so 5"), labels=(True, False))`."""
+
+    prompt: Messages
+    steps: tuple[str, ...]
+    """What the response is made of, in its order; none of them holds the separator."""
+    labels: tuple[bool, ...]
+    """Whether each step is right."""
+    separator: str = "\n"
+    """What stands between two steps of the response."""
+    origin: Origin | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def response(self) -> str:
+        """The steps as one text."""
+        return self.separator.join(self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """What a sampler said. Example: `Completion(tokens=(40, 2), stop="end")`."""
 
@@ -177,4 +197,4 @@ class Reward:
     """What went wrong, with the part's name; empty where nothing did."""
 
 
-Record = Prompt | Demonstration | Preference | Ranking | Feedback
+Record = Prompt | Demonstration | Preference | Ranking | Feedback | Steps

@@ -33,7 +33,7 @@ from truing.data.turns import (
     type_name,
     value,
 )
-from truing.records import Demonstration, Feedback, Message, Messages, Origin, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Message, Messages, Origin, Preference, Prompt, Ranking, Record, Steps
 
 TAG_LENGTH = 200
 """Characters up to which a further column is kept as a tag."""
@@ -182,6 +182,23 @@ def _from_ranking(row: Row) -> Ranking:
     return _ranking(prompt(value(row, "prompt"), "prompt"), value(row, "responses"), "responses")
 
 
+def _from_steps(row: Row) -> Steps:
+    steps, labels = value(row, "completions"), value(row, "labels")
+    if not isinstance(steps, list) or not isinstance(labels, list) or not steps:
+        raise BadValueError('"completions" and "labels" are not lists of steps and of what they are')
+    if len(steps) != len(labels):
+        raise BadValueError(f'"completions" has {len(steps)} steps and "labels" has {len(labels)}')
+    separator = "\n" if row.get("separator") is None else row["separator"]
+    if not isinstance(separator, str) or not separator:
+        raise BadValueError('"separator" is not text')
+    said = tuple(as_text(step, f'step {i} of "completions"') for i, step in enumerate(steps, start=1))
+    for number, step in enumerate(said, start=1):
+        if separator in step:
+            raise BadValueError(f'step {number} of "completions" holds the separator {separator!r}')
+    asked = asks(prompt(value(row, "prompt"), "prompt"))
+    return Steps(prompt=asked, steps=said, labels=tuple(map(label, labels)), separator=separator)
+
+
 def _turns(row: Row, column: str) -> Messages:
     """The conversation of a column, after the text of a `system` column where there is one."""
     system = optional_text(row, "system")
@@ -250,7 +267,10 @@ def _format(
     )
 
 
-ELSE = "chosen rejected completion response responses messages conversations output good_answer bad_answer response1 response2"
+ELSE = (
+    "chosen rejected completion completions response responses messages conversations output good_answer bad_answer "
+    "response1 response2"
+)
 
 FORMATS: dict[str, Format] = dict(
     (
@@ -274,6 +294,7 @@ FORMATS: dict[str, Format] = dict(
         _format("conversation_pair", "chosen rejected", _from_conversation_pair, takes="margin probability"),
         _format("good_bad", "prompt good_answer bad_answer", _from_good_bad, takes="margin probability"),
         _format("ranking", "prompt responses", _from_ranking),
+        _format("steps", "prompt completions labels", _from_steps, takes="separator"),
         _format("messages_feedback", "messages label", lambda row: _feedback(_turns(row, "messages"), row), takes="system prompt"),
         _format(
             "sharegpt_feedback", "conversations label", lambda row: _feedback(_turns(row, "conversations"), row), takes="system"

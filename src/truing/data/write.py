@@ -18,7 +18,7 @@ from truing.data.formats import COLUMNS, FORMATS
 from truing.data.problems import DataError
 from truing.data.rows import EXTENSIONS, FileType
 from truing.data.turns import ASSISTANT, HUMAN
-from truing.records import Demonstration, Feedback, Message, Messages, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Message, Messages, Preference, Prompt, Ranking, Record, Steps
 from truing.runs.durable import staged
 
 Row = dict[str, object]
@@ -138,6 +138,15 @@ WRITERS: Mapping[str, Writer] = {
     "response_feedback": Writer(
         kind=Feedback, row=lambda r: {"prompt": _prompt(r.prompt), "response": r.response, "label": r.desirable}
     ),
+    "steps": Writer(
+        kind=Steps,
+        row=lambda r: {
+            "prompt": _prompt(r.prompt),
+            "completions": list(r.steps),
+            "labels": list(r.labels),
+            "separator": r.separator,
+        },
+    ),
     "prompt": Writer(kind=Prompt, row=lambda r: {"prompt": _prompt(r.messages)}),
 }
 """Formats that can be written. PandaLM's is not: it holds the votes of three annotators, which a preference no longer has."""
@@ -148,6 +157,7 @@ USUAL: Mapping[type[Record], str] = {
     Demonstration: "messages",
     Feedback: "feedback",
     Prompt: "prompt",
+    Steps: "steps",
 }
 """The format of a kind of record where none is asked for."""
 

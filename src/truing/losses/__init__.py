@@ -66,6 +66,9 @@ FEEDBACK_LOSSES = _table(
 SCORE_LOSSES = _table(bradley_terry="bradley_terry.BradleyTerry")
 """Losses of a reward model: scores of a pair -> one number a pair."""
 
+STEP_LOSSES = _table(step_likelihood="step_likelihood.StepLikelihood")
+"""Losses of a process reward model: scores and labels of steps -> one number a step."""
+
 TOKEN_LOSSES = _table(nll="nll.NLL")
 """Losses of single tokens: log-probabilities -> one number a token."""
 
@@ -77,7 +80,7 @@ VALUE_LOSSES = _table(clipped_value="clipped_value.ClippedValue")
 
 
 def __getattr__(name: str) -> type:
-    for table in (PAIR_LOSSES, FEEDBACK_LOSSES, SCORE_LOSSES, TOKEN_LOSSES, POLICY_LOSSES, VALUE_LOSSES):
+    for table in (PAIR_LOSSES, FEEDBACK_LOSSES, SCORE_LOSSES, STEP_LOSSES, TOKEN_LOSSES, POLICY_LOSSES, VALUE_LOSSES):
         for loss in table.values():
             if loss.__name__ == name:
                 return loss

@@ -57,6 +57,16 @@ class RewardModel(nn.Module):
             rows.append(nn.functional.linear(hidden[name], self.head.weight[own], self.head.bias[own]).squeeze(-1))
         return torch.stack(rows)
 
+    def step_scores(self, batch: TreeBatch, ends: Sequence[Sequence[int]]) -> Float[Tensor, " step"]:
+        """What the first head says of each step, read at the tokens at these places of each response: one list a response."""
+        firsts = [begin for span in batch.spans for begin, _ in span.branches]
+        at = [first + end for first, of_response in zip(firsts, ends, strict=True) for end in of_response]
+        response = [number for number, of_response in enumerate(ends) for _ in of_response]
+        places, numbers = (torch.tensor(row, dtype=torch.long, device=batch.last.device) for row in (at, response))
+        with adapter_on(self.policy.model, self.adapters[0]) if self.adapters else nullcontext():
+            hidden = self.policy.hidden(batch, places, numbers).float()
+        return nn.functional.linear(hidden, self.head.weight[:1], self.head.bias[:1]).squeeze(-1)
+
     def head_tensors(self) -> dict[str, Tensor]:
         """What a saved reward model has beside its backbone."""
         return {"weight": self.head.weight.detach(), "bias": self.head.bias.detach()}

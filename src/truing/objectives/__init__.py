@@ -19,6 +19,7 @@ from truing.objectives.imitation import Imitation
 from truing.objectives.paired_preference import PairedPreference, SortedPreference
 from truing.objectives.policy_gradient import PolicyGradient
 from truing.objectives.reward_ranking import RewardRanking
+from truing.objectives.step_judging import StepJudging
 from truing.objectives.unpaired_feedback import UnpairedFeedback
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RememberingObjective",
     "RewardRanking",
     "SortedPreference",
+    "StepJudging",
     "UnpairedFeedback",
     "WholeBatchObjective",
     "averaged",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from truing.records import Demonstration, Feedback, Messages, Origin, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Messages, Origin, Preference, Prompt, Ranking, Record, Steps
 
 Side = Literal["chosen", "rejected", "between"]
 """What people said of an answer; one that was only shown counts as chosen."""
@@ -46,6 +46,9 @@ class Sample:
             case Feedback():
                 messages, answers = record.prompt, (record.response,)
                 sides = ("chosen",) if record.desirable else ("rejected",)
+            case Steps():
+                messages, answers = record.prompt, (record.response,)
+                sides = ("chosen",) if all(record.labels) else ("rejected",)
             case Ranking():
                 messages, answers = record.prompt, record.responses
                 sides = ("chosen", *_between(len(answers) - 2), "rejected")

@@ -6,6 +6,7 @@ from types import ModuleType
 RECIPES = {
     "sft": "sft",
     "reward_model": "reward_model",
+    "process_reward": "process_reward",
     "preference": "preference",
     "feedback": "feedback",
     "ppo": "ppo",

@@ -25,7 +25,7 @@ from truing.recipes.preflight import preflight
 from truing.recipes.selection import asked
 from truing.recipes.settings import Shared, torch_dtype
 from truing.recipes.showing import token_lines
-from truing.records import Demonstration, Feedback, Message, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Message, Preference, Prompt, Ranking, Record, Steps
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.sampler import sample as draw
 from truing.runs.sinks import Sink
@@ -37,6 +37,7 @@ LIBRARY = Path(__file__).parent / "library"
 METHODS = {
     "sft": "sft",
     "reward_model": "reward_model",
+    "process_reward": "process_reward",
     **dict.fromkeys(PAIR_LOSSES, "preference"),
     **dict.fromkeys(FEEDBACK_LOSSES, "feedback"),
     **dict.fromkeys(PPO_PRESETS, "ppo"),
@@ -47,6 +48,7 @@ STAGED = {"constitutional": "constitutional"}
 KINDS: Mapping[str, tuple[type[Record], ...]] = {
     "sft": (Demonstration,),
     "reward_model": (Ranking, Preference),
+    "process_reward": (Steps,),
     "preference": (Preference,),
     "feedback": (Feedback,),
     "ppo": (Prompt,),

@@ -66,6 +66,8 @@ class Plan:
     """Whether adapters are merged into the saved weights; without, they must be among the further files."""
     lines: tuple[str, ...] = ()
     """What is said of it at the start."""
+    learn_of: Callable[[Examples, ChatTokenizer], Sequence[str]] = lambda found, chat: ()
+    """Tells the method what of the records is in no tree; gives what is worth saying of it."""
     patience: int = 0
     """Evaluations without a better held-out accuracy after which training ends with the best weights; 0 goes to the end."""
     report: Callable[[nn.Module, Split, World, Tick], Mapping[str, Any]] | None = None
@@ -99,7 +101,12 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     with opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
-        for line in [*found.lines(), *plan.lines, *([f"runs in the plain layout: {reason}"] if reason else [])]:
+        for line in [
+            *found.lines(),
+            *plan.learn_of(found, chat),
+            *plan.lines,
+            *([f"runs in the plain layout: {reason}"] if reason else []),
+        ]:
             run.message(line)
         for concern in concerns:
             run.message(str(concern), "warning")

@@ -33,7 +33,7 @@ from truing.recipes.rewarding import assembled, fingerprints_of, lines_of
 from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
 from truing.rewards import REWARDS
-from truing.rewards.base import LearnedReward
+from truing.rewards.base import LearnedReward, ProcessReward
 from truing.rewards.combine import Constraint, Shape, combination
 from truing.rewards.rules import Rule
 from truing.rollouts.collect import Question
@@ -85,7 +85,7 @@ class Terms:
 class Config(Shared):
     """Settings of `truing train ppo`, `rloo`, `grpo` and `reinforce`. A step is a round; `batch_size` counts its prompts."""
 
-    reward: Mapping[str, Annotated[Rule | LearnedReward, OneOf(REWARDS)]]
+    reward: Mapping[str, Annotated[Rule | LearnedReward | ProcessReward, OneOf(REWARDS)]]
     """The parts of the reward, by names of your choice: reward.brief=length_window reward.brief.most=40 reward.brief.weight=0.5."""
     shape: Mapping[str, Shape] = field(default_factory=dict)
     """What is done to a part, or to their `sum`, before it counts: shape.brief.clip=5 shape.sum.scale=true."""

@@ -56,10 +56,12 @@ class Concern:
 FULL_RATES: Mapping[str, Range] = {
     "sft": Range(low=1e-6, high=1e-4, source="InstructGPT 1e-5, Alpaca 2e-5"),
     "reward_model": Range(low=1e-6, high=5e-5, source="InstructGPT 9e-6, Llama 2 1e-5"),
+    "process_reward": Range(low=1e-6, high=5e-5, source="as reward models"),
 }
 LORA_RATES: Mapping[str, Range] = {
     "sft": Range(low=1e-5, high=2e-3, source="QLoRA 2e-4"),
     "reward_model": Range(low=1e-5, high=1e-3, source="ten to fifty times the full rate"),
+    "process_reward": Range(low=1e-5, high=1e-3, source="as reward models"),
 }
 POLICY_RATE = Range(low=1e-7, high=1e-5, source="DPO 1e-6, Zephyr 5e-7, InstructGPT's PPO 9e-6")
 POLICY_LORA_RATE = Range(low=1e-6, high=1e-3, source="ten to fifty times the full rate")

@@ -36,6 +36,8 @@ class Made:
     """Hash of the weights beneath adapters and heads, in the dtype of training; None where those were trained themselves."""
     alpha: float | None
     """Of the adapters; None where there are none."""
+    steps: str | None = None
+    """What parts the steps that it judges; None where it judges whole answers."""
 
     @property
     def merged(self) -> bool:
@@ -49,12 +51,16 @@ class Made:
         return cls(**json.loads(path.read_bytes())) if path.is_file() else cls(members=1, base=None, alpha=None)
 
 
-def complete(model: RewardModel, trees: Sequence[Tree], lora: LoRA | None) -> dict[str, bytes]:
-    """Centres the model on the demonstrations among these trees; gives the files that its folder has beside the weights."""
-    model.centre(_means_of_best(model, trees))
+def complete(model: RewardModel, trees: Sequence[Tree], lora: LoRA | None, *, steps: str | None = None) -> dict[str, bytes]:
+    """Centres the model on the demonstrations among these trees; gives the files that its folder has beside the weights.
+
+    One that judges steps, parted by `steps`, says chances, which are left as they are.
+    """
+    if steps is None:
+        model.centre(_means_of_best(model, trees))
     frozen = lora is not None or model.members > 1
     base = weights_hash(without_adapters(model.policy.model)) if frozen else None
-    made = Made(members=model.members, base=base, alpha=lora.alpha if lora else None)
+    made = Made(members=model.members, base=base, alpha=lora.alpha if lora else None, steps=steps)
     files = {HEAD: save_tensors(model.head_tensors()), MADE: to_json(asdict(made), indent=2)}
     if lora:
         of_members = [adapter_tensors(model.policy.model, name) for name in model.adapters or (POLICY,)]
@@ -77,16 +83,20 @@ def _means_of_best(model: RewardModel, trees: Sequence[Tree]) -> Tensor:
 
 
 def load_reward_model(
-    folder: Path, dtype: torch.dtype, *, bases: dict[str, Policy] | None = None, name: str = "reward"
+    folder: Path, dtype: torch.dtype, *, bases: dict[str, Policy] | None = None, name: str = "reward", of_steps: bool = False
 ) -> RewardModel:
     """A trained reward model or ensemble out of a run's folder, on weights of its own or on one of `bases` (by hash).
 
-    A base that is loaded is added to `bases`; adapters on it are called after `name`. Raises ValueError where the run trained none.
+    A base that is loaded is added to `bases`; adapters on it are called after `name`. Raises ValueError where the run trained none,
+    or one that judges whole answers where steps are asked for, or the other way round.
     """
     path = model_path(folder)
     if not (path / HEAD).is_file():
         raise ValueError(f"{folder}: holds no reward model ({HEAD} is missing); name the run of `truing train reward_model`")
     made = Made.of(path)
+    if of_steps != (made.steps is not None):
+        there, part = ("steps", "process") if made.steps is not None else ("whole answers", "learned")
+        raise ValueError(f"{folder}: this reward model judges {there}: as a part of a reward it is {part}")
     policy = (bases or {}).get(made.base or "")
     rides = policy is not None
     if policy is None:

@@ -13,13 +13,15 @@ from truing.models.heads import RewardModel
 from truing.models.load import weights_hash
 from truing.models.lora import BASE, adapter_tensors, without_adapters
 from truing.models.policy import Policy
-from truing.recipes.reward_folder import load_reward_model
-from truing.rewards.base import LearnedReward, Scorer, WeightedSum
+from truing.recipes.fit import model_path
+from truing.recipes.reward_folder import Made, load_reward_model
+from truing.rewards.base import LearnedReward, ProcessReward, Scorer, WeightedSum
 from truing.rewards.learned import LearnedScorer
 from truing.rewards.outside import OutsideRule
+from truing.rewards.process import ProcessScorer
 from truing.rewards.rules import PythonFunction, Rule
 
-Part = Rule | LearnedReward
+Part = Rule | LearnedReward | ProcessReward
 
 
 def assembled(
@@ -51,6 +53,15 @@ def assembled(
             if not any(model.policy is base for base in (bases or {}).values()):
                 model.requires_grad_(False)
             scorers[name] = LearnedScorer(model, budget=budget, aggregate=part.aggregate, deviation_weight=part.deviation_weight)
+        elif isinstance(part, ProcessReward):
+            _same_tokens(part.run, chat)
+            model = load_reward_model(part.run, dtype, bases=known, name=f"reward_{number}", of_steps=True)
+            model.head.requires_grad_(False)
+            if not any(model.policy is base for base in (bases or {}).values()):
+                model.requires_grad_(False)
+            separator = Made.of(model_path(part.run)).steps
+            assert separator is not None
+            scorers[name] = ProcessScorer(model, decode=chat.decode, separator=separator, aggregate=part.aggregate, budget=budget)
         else:
             rule = OutsideRule(part, seconds=seconds)
             stack.callback(rule.close)
@@ -71,7 +82,7 @@ def fingerprints_of(reward: WeightedSum, parts: Mapping[str, Part]) -> dict[str,
     found = {}
     for name, scorer in reward.parts.items():
         part = parts[name]
-        if isinstance(scorer, LearnedScorer):
+        if isinstance(scorer, LearnedScorer | ProcessScorer):
             found[f"reward {name}"] = _hash(scorer.model)
         elif isinstance(part, PythonFunction):
             found[f"reward {name}"] = hashlib.sha256(part.file.read_bytes()).hexdigest()
@@ -90,7 +101,7 @@ def lines_of(reward: WeightedSum, base: Policy | None = None) -> list[str]:
     """What the rewards hold in memory, in words; `base` is what the policy or its reference stands on."""
     lines, seen = [], {} if base is None else {id(base): "the policy's base"}
     for name, scorer in reward.parts.items():
-        if isinstance(scorer, LearnedScorer):
+        if isinstance(scorer, LearnedScorer | ProcessScorer):
             model = scorer.model
             what = f"reward {name}: {model.members} members, " if model.members > 1 else f"reward {name}: "
             known = seen.setdefault(id(model.policy), f"the base of reward {name}")

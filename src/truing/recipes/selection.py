@@ -11,7 +11,7 @@ from truing.data.problems import SHOWN, BadRow, DataError
 from truing.data.read import as_kind, is_too_long, opened, too_many_bad_rows
 from truing.randomness import counted_seed
 from truing.recipes.settings import Data
-from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record, Steps
 
 PACKAGED = {
     "everyday": Path(__file__).parent / "everyday" / "preferences.csv",
@@ -153,5 +153,5 @@ def asked(record: Record) -> Messages:
             return record.messages
         case Demonstration():
             return record.messages[:-1]
-        case Preference() | Ranking() | Feedback():
+        case Preference() | Ranking() | Feedback() | Steps():
             return record.prompt

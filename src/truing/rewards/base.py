@@ -12,6 +12,7 @@ from truing.records import Reward, Rollout
 
 Fault = Literal["not a number", "raised", "timed out", "died"]
 Aggregate = Literal["mean", "minimum", "mean_less_deviation"]
+StepAggregate = Literal["minimum", "product", "last"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,18 @@ class LearnedReward:
     """What an ensemble's value is: its mean, the minimum of its members, or the mean less `deviation_weight` deviations."""
     deviation_weight: Annotated[float, Field(ge=0)] = 1.0
     """lambda of mean_less_deviation, on the deviation between members. Customary: 0.1 to 2."""
+    weight: float = 1.0
+    """What its value is multiplied by in the sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessReward:
+    """A process reward model that `truing train process_reward` has trained: the chance that steps are right."""
+
+    run: Path
+    """The folder of its run, which says what parts the steps."""
+    aggregate: StepAggregate = "minimum"
+    """The weakest step's chance, the product of all steps' (arXiv 2305.20050, section 2.6), or the last step's."""
     weight: float = 1.0
     """What its value is multiplied by in the sum."""
 

@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 from truing.data.chat.template import TemplateError
 from truing.data.chat.tokenizer import ChatTokenizer, Draft, Encoded, Note, Problem, grow
 from truing.data.tree import Tree
-from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Messages, Preference, Prompt, Ranking, Record, Steps
 
 Truncate = Literal["response", "prompt"]
 CHUNK = 256
@@ -109,7 +109,7 @@ def draft_of(record: Record, chat: ChatTokenizer) -> Draft | Encoded:
             return chat.draft_of_responses(record.prompt, (record.chosen, record.rejected))
         case Ranking():
             return chat.draft_of_responses(record.prompt, record.responses)
-        case Feedback():
+        case Feedback() | Steps():
             return chat.draft_of_responses(record.prompt, (record.response,))
         case Prompt():
             return chat.draft_of_prompt(record.messages)
@@ -177,7 +177,7 @@ def without_oldest_turns(record: Record) -> Record | None:
         case Prompt() | Demonstration():
             messages = _shorter(record.messages)
             return replace(record, messages=messages) if messages else None
-        case Preference() | Ranking() | Feedback():
+        case Preference() | Ranking() | Feedback() | Steps():
             prompt = _shorter(record.prompt)
             return replace(record, prompt=prompt) if prompt else None
         case _:
