@@ -142,9 +142,9 @@ def test_an_answer_is_worth_what_its_steps_are() -> None:
 
 @pytest.fixture
 def steps_file(tmp_path: Path) -> Path:
-    """24 sums in two or three steps; a step that says "bad" is wrong."""
+    """40 sums in two or three steps; a step that says "bad" is wrong."""
     rows = []
-    for i in range(24):
+    for i in range(40):
         labels = [(i + j) % 3 > 0 for j in range(2 + i % 2)]
         steps = [f"good {i}" if label else f"bad {i}" for label in labels]
         rows.append({"prompt": f"What is {i}?", "completions": steps, "labels": labels})
@@ -160,7 +160,7 @@ def test_it_is_trained_saved_and_rewards_a_policy_on_its_own_base(
         tmp_path / "run",
         (f"model={tiny_model_folder}", f"data.path={steps_file}", "dtype=fp32", "data.held_out_share=0.2"),
     )
-    settings = (*common, "lora.rank=4", "optimizer.lr=1e-2", "epochs=6", "batch_size=4", f"run={run}")
+    settings = (*common, "lora.rank=4", "optimizer.lr=1e-2", "epochs=10", "batch_size=4", f"run={run}")
     code, said, told = truing("train", "process_reward", *settings)
     assert code == 0, told
     rows = list(read_rows(run / "metrics.jsonl"))

@@ -37,10 +37,10 @@ LIBRARY = Path(__file__).parent / "library"
 METHODS = {
     "sft": "sft",
     "reward_model": "reward_model",
-    "process_reward": "process_reward",
     **dict.fromkeys(PAIR_LOSSES, "preference"),
     **dict.fromkeys(FEEDBACK_LOSSES, "feedback"),
     **dict.fromkeys(PPO_PRESETS, "ppo"),
+    "process_reward": "process_reward",
 }
 """Method -> recipe."""
 STAGED = {"constitutional": "constitutional"}

@@ -41,7 +41,7 @@ from truing.recipes.writers import (
     orderer_of,
     writer_of,
 )
-from truing.records import Demonstration, Feedback, Preference, Prompt, Ranking, Record
+from truing.records import Demonstration, Feedback, Preference, Prompt, Ranking, Record, Steps
 from truing.rollouts.writer import Writer
 from truing.runs.durable import to_json_line, write_file
 from truing.runs.run import Run
@@ -215,7 +215,7 @@ def _given(record: Record) -> tuple[str, ...]:
             return record.chosen, record.rejected
         case Ranking():
             return record.responses
-        case Feedback():
+        case Feedback() | Steps():
             return (record.response,)
         case Demonstration():
             return (record.messages[-1].content,)

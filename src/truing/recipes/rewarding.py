@@ -54,6 +54,7 @@ def assembled(
                 model.requires_grad_(False)
             scorers[name] = LearnedScorer(model, budget=budget, aggregate=part.aggregate, deviation_weight=part.deviation_weight)
         elif isinstance(part, ProcessReward):
+            assert chat is not None, "a reward model reads tokens"
             _same_tokens(part.run, chat)
             model = load_reward_model(part.run, dtype, bases=known, name=f"reward_{number}", of_steps=True)
             model.head.requires_grad_(False)
