@@ -13,11 +13,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from itertools import product
 from pathlib import Path
 
 from benchmarks.kept import INSTRUCTIONS
+from truing.statistics import shown, wilson
 
 HERE = Path(__file__).parent
 QUESTIONS = HERE.parent / "src" / "truing" / "recipes" / "everyday" / "preferences.csv"
@@ -63,12 +63,14 @@ def one(method: str, seed: int, folder: Path, prompts: Path, settings: list[str]
     run = folder / f"{method}-{seed}"
     command = [sys.executable, "-m", "truing.cli", "train", method, f"data.path={prompts}", f"run={run}", f"seed={seed}"]
     command += ["data.held_out_by=topic", "reward.kept=python", f"reward.kept.file={HERE / 'kept.py'}", *settings]
-    began = time.monotonic()
     subprocess.run(command, check=True, env=dict(os.environ), stdout=subprocess.DEVNULL)
     result = json.loads((run / "result.json").read_bytes())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    seconds = sum(json.loads(text)["seconds"] for text in (run / "timing.jsonl").read_text().splitlines())
     found = {key: result[f"reward_{key}"] for key in ("before", "after", "gain")}
-    return {"method": method, "seed": seed, "minutes": round((time.monotonic() - began) / 60, 1), **found, "kl": last["kl"]}
+    for key in ("before", "after"):  # rewards of 0 and 1: their mean is a rate
+        found[key] = shown(wilson(round(found[key]["value"] * found[key]["n"]), found[key]["n"]))
+    return {"method": method, "seed": seed, "minutes": round(seconds / 60, 1), **found, "kl": last["kl"]}
 
 
 def line(row: dict[str, object]) -> str:
