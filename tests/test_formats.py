@@ -158,7 +158,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"prompt": "Hi", "completion": "Yes", "label": 2}, '"label" is 2'),
     ({"prompt": "Hi", "completions": ["a"], "labels": [True, True]}, '"completions" has 1 steps and "labels" has 2'),
     ({"prompt": "Hi", "completions": "a", "labels": [True]}, '"completions" and "labels" are not lists'),
-    ({"prompt": "Hi", "completions": ["a", "b\nc"], "labels": [True, True]}, "step 2 of \"completions\" holds the separator '\\n'"),
+    ({"prompt": "Hi", "completions": ["a", "b\nc"], "labels": [True, True]}, 'step 2 of "completions" holds the separator'),
     ({"prompt": "Hi", "completions": ["a", " "], "labels": [True, True]}, 'step 2 of "completions"'),
     ({"prompt": "Hi", "completions": ["a"], "labels": [True], "separator": ""}, '"separator" is not text'),
     ({"prompt": "Hi", "completion": "Yes", "label": [True]}, '"label" is a list'),
