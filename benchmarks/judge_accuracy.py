@@ -1,6 +1,7 @@
 """How often a judge here agrees with people: held-out pairs of HH, each judged in both orders, by a rubric and by principles.
 
-    python -m benchmarks.judge_accuracy [--data ../shared/data] [--pairs 300] [--model HuggingFaceTB/SmolLM2-135M-Instruct]
+    python -m benchmarks.judge_accuracy [--data ../shared/data] [--pairs 300] [--longest 1600] [--principles 4]
+        [--rubrics overall harmless] [--model HuggingFaceTB/SmolLM2-135M-Instruct]
 
 Prints a Markdown table; writes benchmarks/results/judge_accuracy.json.
 """
@@ -23,22 +24,21 @@ from truing.records import Preference, Prompt
 from truing.statistics import Estimate, wilson, win_rate
 
 RESULTS = Path(__file__).parent / "results"
-HELD_OUT, LONGEST = 0.06, 1600
-"""Share of HH that the other benchmarks hold out too; characters of a conversation with both answers."""
-PRINCIPLES = 4
+HELD_OUT = 0.06
+"""Share of HH that the other benchmarks hold out too."""
 
 Judging = Callable[[Sequence[Comparison]], list[list[Judgement]]]
 """From pairs to the judgements that each has: one of a rubric, several of principles."""
 
 
-def pairs(path: Path, most: int) -> list[Preference]:
-    """The first held-out pairs that are short enough."""
+def pairs(path: Path, most: int, longest: int) -> list[Preference]:
+    """The first held-out pairs whose conversation with both answers has at most so many characters."""
     data = Data(path=str(path), on_bad_row="skip", held_out_share=HELD_OUT)
     found: list[Preference] = []
     for side, record in Selection(data=data, kinds=(Preference,)):
         assert isinstance(record, Preference)
         size = sum(len(m.content) for m in record.prompt) + len(record.chosen) + len(record.rejected)
-        if side == "held_out" and size <= LONGEST:
+        if side == "held_out" and size <= longest:
             found.append(record)
         if len(found) == most:
             break
@@ -79,23 +79,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--pairs", type=int, default=300)
+    parser.add_argument("--longest", type=int, default=1600, help="characters of a conversation with both answers")
+    parser.add_argument("--principles", type=int, default=4, help="that judge each pair; 0 leaves them out")
+    parser.add_argument("--rubrics", nargs="*", default=["overall", "harmless"])
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     args = parser.parse_args()
     began, cpu = time.monotonic(), time.process_time()
-    held = pairs(args.data / "hh_rlhf" / "harmless-base.jsonl.gz", args.pairs)
+    held = pairs(args.data / "hh_rlhf" / "harmless-base.jsonl.gz", args.pairs, args.longest)
     comparisons = [Comparison(prompt=Prompt(messages=one.prompt), first=one.chosen, second=one.rejected) for one in held]
     feedback = LocalFeedback(model_of(args.model, "auto"))
     rows = []
-    for rubric in ("overall", "harmless"):
+    for rubric in args.rubrics:
         found = feedback.judge(JudgePrompt.of(rubric, "letter").rubric)(comparisons)
         rows.append(row(f"the rubric `{rubric}`", [[one] for one in found], comparisons, [one.probability for one in found]))
     constitution = read_constitution()
-    verdicts = ask_principles(comparisons, constitution, feedback.judge, most=PRINCIPLES, seed=0)
+    verdicts = ask_principles(comparisons, constitution, feedback.judge, most=args.principles, seed=0) if args.principles else []
     said = [list(verdict.judgements.values()) for verdict in verdicts]
-    for rule in ("priority", "average"):
+    for rule in ("priority", "average") if verdicts else ():
         decisions = [verdict.decision(constitution, rule, sure=0.1) for verdict in verdicts]  # type: ignore[arg-type]
         probabilities = [0.5 if decision is None else decision.probability for decision in decisions]
-        rows.append(row(f"{PRINCIPLES} principles, {rule}", said, comparisons, probabilities))
+        rows.append(row(f"{args.principles} principles, {rule}", said, comparisons, probabilities))
     longer = [1.0 if len(c.first) > len(c.second) else 0.5 if len(c.first) == len(c.second) else 0.0 for c in comparisons]
     rows.append({"name": "the longer answer, always", "figures": {"accuracy": asdict(win_rate(longer))}})
     print(table(rows))
