@@ -10,6 +10,7 @@ RECIPES = {
     "preference": "preference",
     "feedback": "feedback",
     "ppo": "ppo",
+    "online": "online",
     "align": "align",
     "label": "label",
     "constitutional": "constitutional",

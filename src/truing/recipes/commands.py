@@ -41,6 +41,7 @@ METHODS = {
     **dict.fromkeys(FEEDBACK_LOSSES, "feedback"),
     **dict.fromkeys(PPO_PRESETS, "ppo"),
     "process_reward": "process_reward",
+    "online": "online",
 }
 """Method -> recipe."""
 STAGED = {"constitutional": "constitutional"}
@@ -52,6 +53,7 @@ KINDS: Mapping[str, tuple[type[Record], ...]] = {
     "preference": (Preference,),
     "feedback": (Feedback,),
     "ppo": (Prompt,),
+    "online": (Prompt,),
 }
 
 
@@ -222,5 +224,9 @@ def _summary(folder: Path) -> str:
         lines.append(f"  weights of step {result['best_step']}, of {result['ended_at']} that were trained")
     if "reward_model" in result:
         lines += [f"  {line}" for line in reward_report.lines(result["reward_model"])]
+    if "best_round" in result:
+        e = result.get("gain")
+        over = f", gain over the start {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n = {e['n']}" if e else ""
+        lines.append(f"  {result['rounds']} rounds ({result['ended']}); the model is that of round {result['best_round']}{over}")
     lines.append(f"  next: truing sample {folder}")
     return "\n".join(lines) + "\n"
