@@ -313,7 +313,7 @@ def test_heads_alone_leave_the_model_as_it_was(truing: Truing, tiny_model_folder
     assert "a head each (no adapters: the model itself is not trained)" in told + said
     made = json.loads((run / "model" / "reward_model.json").read_bytes())
     policy = load_policy(tiny_model_folder, torch.float32)[0]
-    assert made == {"members": 2, "base": weights_hash(policy.model), "alpha": None}
+    assert made == {"members": 2, "base": weights_hash(policy.model), "alpha": None, "steps": None}
     riding = load_reward_model(run, torch.float32, bases={made["base"]: policy})
     assert (riding.policy is policy, riding.adapters) == (True, (BASE, BASE))
     code, said, told = truing("train", "reward_model", *common, "ensemble=2", "lora.rank=2", "recompute=always", f"run={run}2")
