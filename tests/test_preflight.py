@@ -24,8 +24,8 @@ def chat(tiny_tokenizer) -> ChatTokenizer:
 def concerns(
     method: str, chat: ChatTokenizer, *settings: str, examples: int = 1000, desirable: int | None = None
 ) -> dict[str, str]:
-    reward = ["reward.brief=length_window", "reward.brief.most=40"] if METHODS[method] == "ppo" else []
-    loaded = load(module_of(METHODS[method]).Config, base=_find(method)[2], overrides=["data.path=x", *reward, *settings])
+    needed = {"ppo": ["reward.brief=length_window", "reward.brief.most=40"], "online": ["by=judge"]}.get(METHODS[method], [])
+    loaded = load(module_of(METHODS[method]).Config, base=_find(method)[2], overrides=["data.path=x", *needed, *settings])
     found = preflight(method, loaded.resolved, chat, examples, desirable=desirable)
     return {concern.name: str(concern) for concern in found}
 
