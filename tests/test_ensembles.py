@@ -15,13 +15,13 @@ from trees import gradients, random_trees, relative_gap
 from truing.data.source import EachMember, TreeSource
 from truing.data.tree import TreeBatch
 from truing.losses.bradley_terry import BradleyTerry
-from truing.models.heads import RewardModel
+from truing.models.heads import RewardModel, ValueModel
 from truing.models.load import weights_hash
-from truing.models.lora import BASE, LoRA, adapter_on, adapter_tensors, add_lora, attach, without_adapters
+from truing.models.lora import BASE, CRITIC, LoRA, adapter_on, adapter_tensors, add_lora, attach, without_adapters
 from truing.models.policy import Policy, probe
 from truing.objectives import RewardRanking, averaged
 from truing.recipes.fit import load_policy
-from truing.recipes.reward_folder import load_reward_model
+from truing.recipes.reward_folder import load_reward_model, start_critic
 from truing.records import Completion, Message, Prompt, Rollout
 from truing.rewards.base import Valued
 from truing.rewards.learned import LearnedScorer
@@ -303,6 +303,44 @@ def test_one_adapter_is_merged_and_rides_too_and_full_training_lends_its_frozen_
     code, said, told = truing("train", "rloo", *common, *settings, f"run={trained / 'rloo'}")
     assert code == 0, told
     assert "reward good: adapters and heads on the policy's base" in told + said
+
+
+def test_a_critic_that_is_an_adapter_starts_as_the_reward_model(
+    truing: Truing, tiny_model_folder: Path, pairs_file: Path, trained: Path
+) -> None:
+    """What it expects behind the last token is the reward; another alpha is made up for; what cannot be is said with its remedy."""
+    common = shared(tiny_model_folder, pairs_file)
+    run = trained / "start"
+    code, _, told = truing("train", "reward_model", *common, "lora.rank=4", "optimizer.lr=1e-2", f"run={run}")
+    assert code == 0, told
+    batch = TreeBatch.of(random_trees(3))
+
+    def critic(folder: Path = tiny_model_folder, **lora: object) -> ValueModel:
+        policy = load_policy(folder, torch.float32)[0]
+        for name in ("default", CRITIC):
+            add_lora(policy.model, LoRA(**({"rank": 4} | lora)), seed=0, name=name)  # type: ignore[arg-type]
+        return ValueModel(policy, adapter=CRITIC)
+
+    with torch.no_grad():
+        scores = load_reward_model(run, torch.float32).scores(batch)
+        for alpha in (32.0, 5.0):
+            value = critic(alpha=alpha)
+            expected, said = value.policy.log_probs(batch), value.values_and_after(batch)[1]
+            assert float((said - scores).abs().max()) > 1e-3
+            start_critic(run, value)
+            torch.testing.assert_close(value.values_and_after(batch)[1], scores, atol=1e-4, rtol=1e-4)
+            assert torch.equal(value.policy.log_probs(batch), expected), "the policy's adapter is its own"
+    with pytest.raises(ValueError, match=r"an adapter of shape \[4, \d+\] for model"):
+        start_critic(run, critic(rank=2))
+    with pytest.raises(ValueError, match=r"only one of the two has an adapter at model.*lora\.targets differ"):
+        start_critic(run, critic(targets="q_proj"))
+    options = ("reward.low=length_window", "reward.low.most=3", "answers.max_tokens=4", "max_steps=1", "lora.rank=4")
+    code, _, told = truing("train", "ppo", *common, *options, f"critic={run}", f"run={trained / 'from_judge'}")
+    assert code == 0, told
+    moved = (f"model={run}", *common[1:], *options, f"critic={run}", f"run={trained / 'moved'}")
+    code, _, told = truing("train", "ppo", *moved)
+    assert code != 0
+    assert "it was trained on another model; train it with model= and lora.* as here, or leave critic out" in told
 
 
 def test_heads_alone_leave_the_model_as_it_was(truing: Truing, tiny_model_folder: Path, pairs_file: Path, trained: Path) -> None:

@@ -41,7 +41,7 @@ def compared(first: str, second: str, prompt: str = "Is the kettle on?") -> Comp
 
 def says(*probabilities: float) -> Judgement:
     there, back = probabilities
-    return Judgement(probability=(there + back) / 2, orders=(there, back))
+    return Judgement(orders=(there, back))
 
 
 def test_an_always_first_judge_scores_exactly_half() -> None:
@@ -70,6 +70,32 @@ def test_an_answer_wins_where_both_orders_agree(orders: tuple[float, float], sid
     back = judgement.swapped()
     assert back.orders == pytest.approx((1 - orders[1], 1 - orders[0]))
     assert back.side == {"first": "second", "second": "first", "tie": "tie"}[side]
+
+
+@pytest.mark.parametrize("bias", [-3.0, 0.0, 0.5, 4.0])
+@pytest.mark.parametrize("odds", [-2.0, -0.1, 1.5])
+def test_a_leaning_to_one_place_cancels_over_both_orders(odds: float, bias: float) -> None:
+    def chance(log_odds: float) -> float:
+        return 1 / (1 + math.exp(-log_odds))
+
+    # shown first the answer gains the bias, shown second the other does
+    found = says(chance(odds + bias), 1 - chance(-odds + bias)).probability
+    assert found == pytest.approx(chance(odds), abs=1e-12)
+
+
+@pytest.mark.parametrize("first", [1.0, 0.93, 0.5, 0.3, 0.1 + 0.2, 1e-17, 5e-324, 0.0])
+def test_a_judge_that_sees_the_order_alone_says_exactly_half(first: float) -> None:
+    (found,) = both_orders(lambda shown: [Opinion(probability=first)] * len(shown), [compared("a", "b")])
+    assert found.probability == 0.5
+
+
+def test_a_surer_order_never_makes_a_judgement_less_sure() -> None:
+    rising = [0.0, 1e-300, 0.1, 0.5, 0.7, 0.95, 0.999, 1 - 1e-10, 1 - 2.0**-53, 1.0]
+    for back in (1e-10, 0.1, 0.3, 0.55, 0.9):
+        found = [says(there, back).probability for there in rising]
+        assert found == sorted(found)
+        assert [says(back, there).probability for there in rising] == found
+    assert [says(*orders).probability for orders in ((1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.5, 0.0))] == [1, 0.75, 0.5, 0.25]
 
 
 def test_a_missing_opinion_is_a_problem_not_a_tie() -> None:
@@ -244,8 +270,8 @@ def test_a_local_judge_reads_the_log_probabilities_of_its_words(judge: LocalJudg
             logits = tiny_llama(torch.tensor([trunk])).logits[0, -1].double()
         ids = [judge.chat.tokenizer.convert_tokens_to_ids(word) for word in "AB"]
         assert said == pytest.approx(float(torch.softmax(logits[ids], 0)[0]), abs=1e-5)
-    both = [float(one) for one in found.orders]
-    assert found.probability == pytest.approx(sum(both) / 2)
+    odds = math.sqrt(math.prod(one / (1 - one) for one in found.orders))
+    assert found.probability == pytest.approx(odds / (1 + odds))
     assert 0 < found.mass < 1
 
 
@@ -301,7 +327,7 @@ def test_a_reward_model_sees_an_end_where_the_answer_had_ended(tiny_tokenizer: P
 
 def test_biases_by_hand() -> None:
     pairs = [compared("longer", "x"), compared("longer", "x"), compared("x", "longer"), compared("ab", "cd")]
-    said = [says(0.9, 0.7), says(1.0, 0.0), says(0.2, 0.4), Judgement(probability=math.nan, orders=(math.nan, 1.0), problem="x")]
+    said = [says(0.9, 0.7), says(1.0, 0.0), says(0.2, 0.4), Judgement(orders=(math.nan, 1.0), problem="x")]
     own = ["first", None, "first", "second"]
     judged = [Judged(comparison=c, judgement=j, own=o) for c, j, o in zip(pairs, said, own, strict=True)]  # type: ignore[arg-type]
     found = {figure.name: figure.value for figure in biases(judged)}

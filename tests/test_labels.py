@@ -41,9 +41,7 @@ class Table:
         self.asked += comparisons
         found = [self.orders.get(one.first + one.second) for one in comparisons]
         return [
-            Judgement(probability=math.nan, orders=(math.nan, math.nan), problem="nobody was there")
-            if said is None
-            else Judgement(probability=sum(said) / 2, orders=said)
+            Judgement(orders=(math.nan, math.nan), problem="nobody was there") if said is None else Judgement(orders=said)
             for said in found
         ]
 
@@ -116,14 +114,16 @@ def test_a_judge_compares_each_with_each_once_and_flips_decide_nothing() -> None
     judge = Table(ab=(0.9, 0.7), ac=(0.9, 0.2), bc=(0.4, 0.2))
     (ordered,) = order_by_judge([answered("a", "b", "c")], judge)
     assert len(judge.asked) == 3
-    assert ordered.scores == pytest.approx(((0.8 + 0.55) / 2, (0.2 + 0.3) / 2, (0.45 + 0.7) / 2))
+    odds = math.sqrt(9 * 7 / 3), math.sqrt(9 / 4), math.sqrt(2 / 3 / 4)  # of both orders
+    ab, ac, bc = (one / (1 + one) for one in odds)
+    assert ordered.scores == pytest.approx(((ab + ac) / 2, (1 - ab + bc) / 2, (1 - ac + 1 - bc) / 2))
     assert pairs(ordered) == [("a", "b"), ("c", "b")]
     assert pairs(ordered, on_flip="average") == [("a", "c"), ("a", "b"), ("c", "b")]
     assert pairs(ordered, margin=0.25) == [("a", "b")]
     assert pairs(ordered, on_flip="drop") == [("a", "b"), ("c", "b")]
     (best,) = records_of(ordered, Labelling()).records
     assert isinstance(best, Preference)
-    assert (best.chosen, best.rejected, best.probability) == ("a", "b", pytest.approx(0.8))
+    assert (best.chosen, best.rejected, best.probability) == ("a", "b", pytest.approx(ab))
     assert records_of(ordered, Labelling(soft=False)).records[0].probability is None  # type: ignore[union-attr]
 
 
@@ -156,8 +156,8 @@ def test_every_record_says_where_it_comes_from_and_is_read_back(tmp_path: Path) 
         assert len(tags["prompt_sha256"]) == 64
         assert "shown" not in tags
     row = json.loads((tmp_path / "pairs.jsonl").read_text())
-    assert (row["judged"], row["judged_shown_first"], row["judged_shown_second"]) == ("0.8", "0.9", "0.7")
-    assert (row["chosen_by"], row["rejected_by"], row["probability"]) == ("w0", "w1", pytest.approx(0.8))
+    assert (row["judged"], row["judged_shown_first"], row["judged_shown_second"]) == ("0.820871", "0.9", "0.7")
+    assert (row["chosen_by"], row["rejected_by"], row["probability"]) == ("w0", "w1", pytest.approx(0.820871))
 
 
 def test_a_reward_as_a_judge_gives_the_order_of_the_reward() -> None:
@@ -254,5 +254,5 @@ def test_swapping_a_pair_swaps_what_is_known_of_it() -> None:
     assert there is not None
     assert back is not None
     assert back.judgement.orders == pytest.approx((0.3, 0.1))
-    assert replace(there, judgement=there.judgement.swapped()).judgement.probability == pytest.approx(0.2)
+    assert replace(there, judgement=there.judgement.swapped()).judgement.probability == pytest.approx(1 - 0.820871, abs=1e-6)
     assert ordered.pairing(0, 0) is None

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,30 @@ def test_rows_leave_one_by_one_and_the_others_go_on_unchanged() -> None:
     assert sample(policy, prompts, decoding, stop_ids=stop_ids) == alone
 
 
-def test_a_long_prompt_is_read_in_pieces_and_batches_keep_to_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_that_wait_take_the_rows_of_those_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers as alone, in fewer passes than batch after batch, and a row is never left to one that waits in vain."""
+    policy, stop_ids = policy_of(make_tiny_llama(seed=1)), frozenset(range(0, 300, 6))
+    prompts = prompts_of([9, 4, 30, 12, 5, 6, 7, 8, 20, 11, 13, 3] * 3, shared=6)
+    decoding = Decoding(max_tokens=40, temperature=1.0)
+    alone = sample(policy, prompts, decoding, stop_ids=stop_ids, batch_size=1)
+    rows: list[int] = []
+    choose = sampler._choose
+
+    def counting(logits: torch.Tensor, temperature: float, seeds: list[int]) -> tuple[list[int], list[float]]:
+        rows.append(len(logits))
+        return choose(logits, temperature, seeds)
+
+    monkeypatch.setattr(sampler, "_choose", counting)
+    assert sample(policy, prompts, decoding, stop_ids=stop_ids, batch_size=8) == alone
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    batches = [[len(alone[i].tokens) for i in order[at : at + 8]] for at in range(0, len(order), 8)]
+    assert sum(rows) == sum(map(sum, batches)), "a pass for each token of each answer"
+    assert len(rows) < 0.8 * sum(map(max, batches))
+    assert max(rows) == 8
+    assert sum(count <= 6 for count in rows[: -max(batches[-1])]) == 0, "rows are filled up once a quarter is free"
+
+
+def test_a_long_prompt_is_read_in_pieces_and_rows_keep_to_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(peaked(seed=2))
     prompts = prompts_of([5, 61, 8, 47, 33], shared=20)
     expected = [by_transformers(policy.model, prompt, 6, NEVER) for prompt in prompts]
@@ -88,8 +112,17 @@ def test_a_long_prompt_is_read_in_pieces_and_batches_keep_to_the_slots(monkeypat
         monkeypatch.setattr(sampler, name, value)
     assert sample(policy, prompts, Decoding(max_tokens=6), stop_ids=NEVER) == expected
     # with answers 31, 34, 59, 73 and 87 tokens: 2 x 34 and 2 x 73 fit into 150, 3 x 59 and 3 x 87 do not
-    assert list(sampler._batches([0, 2, 4, 3, 1], prompts, 6, 128)) == [[0, 2], [4, 3], [1]]
-    assert list(sampler._batches([0, 2, 4, 3, 1], prompts, 6, 1)) == [[0], [2], [4], [3], [1]]
+
+    def taken(waiting: list[int], going: list[int], batch_size: int) -> list[int]:
+        found = deque((i, prompts[i]) for i in waiting)
+        return list(sampler._next(found, [prompts[i] for i in going], 6, batch_size))
+
+    assert taken([0, 2, 4, 3, 1], [], 128) == [0, 2]
+    assert taken([4, 3, 1], [], 128) == [4, 3]
+    assert taken([2, 4], [0], 128) == [2]
+    assert taken([0], [1], 128) == [], "the long one that goes on has room for none beside it"
+    assert taken([1], [], 128) == [1]
+    assert taken([0, 2], [], 1) == [0]
 
 
 def test_a_sliding_window_hides_what_it_hides_in_transformers() -> None:

@@ -289,7 +289,7 @@ def test_conversations_in_pairs_by_a_judge_and_by_a_function(tmp_path: Path) -> 
 
         def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
             seen.extend(comparisons)
-            return [Judgement(probability=0.9, orders=(0.9, 0.9)) for _ in comparisons]
+            return [Judgement(orders=(0.9, 0.9)) for _ in comparisons]
 
     seen: list[Comparison] = []
     compared = [(question, ("2", "3"), ("3", "2")) for question in questions]

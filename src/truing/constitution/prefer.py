@@ -122,5 +122,4 @@ def _drawn(applying: Sequence[Principle], most: int, seed: int, place: int) -> l
 
 def _judgement(raw: Mapping[str, Any]) -> Judgement:
     there, back = (math.nan if said is None else float(said) for said in raw["orders"])
-    problem = raw["problem"]
-    return Judgement(probability=math.nan if problem else (there + back) / 2, orders=(there, back), problem=problem)
+    return Judgement(orders=(there, back), problem=raw["problem"])

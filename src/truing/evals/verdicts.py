@@ -171,9 +171,9 @@ def _row(found: Judgement) -> dict[str, Any]:
 def _judgement(row: Mapping[str, Any]) -> Judgement:
     mass = math.nan if row["mass"] is None else row["mass"]
     if row["problem"]:
-        return Judgement(probability=math.nan, orders=(math.nan, math.nan), problem=row["problem"], mass=mass)
+        return Judgement(orders=(math.nan, math.nan), problem=row["problem"], mass=mass)
     there, back = row["orders"]
-    return Judgement(probability=(there + back) / 2, orders=(there, back), mass=mass)
+    return Judgement(orders=(there, back), mass=mass)
 
 
 def _said(pair: Pairing) -> list[Any]:

@@ -50,16 +50,19 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What a judge says of a comparison over both orders. Example: `Judgement(probability=0.7, orders=(0.9, 0.5))`."""
+    """What a judge says of a comparison over both orders. Example: `Judgement(orders=(0.9, 0.5)).probability` is 0.75."""
 
-    probability: float
-    """That the first answer is better: the mean over both orders; NaN where there is a problem."""
     orders: tuple[float, float]
     """That the first answer is better, as said when it was shown first, and when it was shown second."""
     problem: str = ""
     reasons: tuple[str, str] = ("", "")
     mass: float = math.nan
     """The smaller of both opinions'."""
+
+    @property
+    def probability(self) -> float:
+        """That the first answer is better, over both orders (`over_orders`); NaN where there is a problem."""
+        return math.nan if self.problem else over_orders(*self.orders)
 
     @property
     def side(self) -> Side:
@@ -77,12 +80,7 @@ class Judgement:
 
     def swapped(self) -> "Judgement":
         """The same said of the comparison the other way round."""
-        return replace(
-            self,
-            probability=1 - self.probability,
-            orders=(1 - self.orders[1], 1 - self.orders[0]),
-            reasons=self.reasons[::-1],
-        )
+        return replace(self, orders=(1 - self.orders[1], 1 - self.orders[0]), reasons=self.reasons[::-1])
 
 
 @runtime_checkable
@@ -111,12 +109,32 @@ def both_orders(ask: Callable[[Sequence[Comparison]], Sequence[Opinion]], compar
     return [_merged(there, back) for there, back in zip(said[::2], said[1::2], strict=True)]
 
 
+def over_orders(there: float, back: float) -> float:
+    """One probability of the two that an answer was given, shown first and shown second: the mean of their log-odds.
+
+    A judge whose log-odds rise by one amount for whatever stands first is so read as if it had no such bias; the mean of the
+    probabilities would draw its labels towards 1/2. Verdicts (1, 0, 1/2 for a tie) have no log-odds, and their plain mean is taken.
+    Both means prefer the same answer.
+
+    Example: `over_orders(0.9, 0.5)` is 0.75, where the plain mean is 0.7.
+    """
+    if there == back or there + back == 1 or {there, back} <= {0.0, 0.5, 1.0}:
+        return (there + back) / 2  # exactly 1/2 for a judge that sees nothing but the order
+    odds = math.sqrt(_odds(there) * _odds(back))
+    return odds / (1 + odds)
+
+
+def _odds(probability: float) -> float:
+    nearest = 2.0**-53  # to certainty, of what is not 1 itself
+    bounded = min(max(probability, nearest), 1 - nearest)
+    return bounded / (1 - bounded)
+
+
 def _merged(there: Opinion, back: Opinion) -> Judgement:
     problem = there.problem or back.problem
     orders = (there.probability, 1 - back.probability)
     assert problem or all(0 <= said <= 1 for said in orders), "an opinion is a probability or names its problem"
     return Judgement(
-        probability=math.nan if problem else sum(orders) / 2,
         orders=orders,
         problem=problem,
         reasons=(there.reason, back.reason),

@@ -76,7 +76,7 @@ def settled(ordered: Ordered, on_flip: Literal["tie", "drop", "average"]) -> Ord
 
 
 def _half(pairing: Pairing) -> Pairing:
-    return replace(pairing, judgement=replace(pairing.judgement, probability=0.5))
+    return replace(pairing, judgement=replace(pairing.judgement, orders=(0.5, 0.5)))
 
 
 def preference_of(pairing: Pairing, labelling: Labelling) -> tuple[int, int] | None:

@@ -154,7 +154,7 @@ def order_by_judge(items: Sequence[Answered], judge: Judge) -> list[Ordered]:
     return [_ordered(item, of.get(number, []), judge) for number, item in enumerate(items)]
 
 
-_NOT_YET = Judgement(probability=math.nan, orders=(math.nan, math.nan), problem="not asked yet")
+_NOT_YET = Judgement(orders=(math.nan, math.nan), problem="not asked yet")
 
 
 def _ordered(item: Answered, pairings: Sequence[Pairing], judge: Judge) -> Ordered:

@@ -42,10 +42,10 @@ class RewardJudge:
     def _judgement(self, first: Reward, second: Reward) -> Judgement:
         problem = first.problem or second.problem
         if problem:
-            return Judgement(probability=math.nan, orders=(math.nan, math.nan), problem=problem)
+            return Judgement(orders=(math.nan, math.nan), problem=problem)
         gap = max(-700.0, min(700.0, (second.value - first.value) / self.scale))
         probability = 1 / (1 + math.exp(gap))
-        return Judgement(probability=probability, orders=(probability, probability))
+        return Judgement(orders=(probability, probability))
 
 
 def rollouts_of(

@@ -118,6 +118,25 @@ def attach(model: PreTrainedModel, tensors: Mapping[str, Tensor], *, alpha: floa
         parameter.requires_grad_(True)
 
 
+@torch.no_grad()
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], *, alpha: float, name: str) -> None:
+    """Give an adapter that is in the model already the values of a trained one: what it then adds to each layer is the same.
+
+    Raises ValueError where the two differ in layers or rank; another alpha goes into B.
+    """
+    layers = {place: layer for place, layer in model.named_modules() if isinstance(layer, Linear) and name in layer.lora_A}
+    places = {key.removesuffix(".A") for key in tensors if key.endswith(".A")}
+    if places != set(layers):
+        raise ValueError(f"only one of the two has an adapter at {min(places ^ set(layers))}: their lora.targets differ")
+    for place, layer in layers.items():
+        share = alpha / tensors[f"{place}.A"].shape[0] / layer.scaling[name]
+        for side, part, factor in (("A", layer.lora_A[name], 1.0), ("B", layer.lora_B[name], share)):
+            value, weight = tensors[f"{place}.{side}"], cast(Tensor, part.weight)
+            if weight.shape != value.shape:
+                raise ValueError(f"an adapter of shape {list(value.shape)} for {place}, which takes {list(weight.shape)}")
+            weight.copy_(value.float() * factor)
+
+
 def without_adapters(model: nn.Module) -> dict[str, Tensor]:
     """The parameters beneath any adapters, under the names that they have where there are none."""
     return {name.replace(".base_layer", ""): value for name, value in model.named_parameters() if "lora_" not in name}

@@ -179,6 +179,7 @@ def _stages(config: Config) -> dict[str, Callable[[Sequence[Sink]], Path]]:
             **settings
             | {"measure_before": True, "optimizer": Optimizer(lr=config.ppo.lr, eps=1e-5, schedule="linear", warmup=0.0)},
             reward={"learned": LearnedReward(run=config.run / "reward_model")},
+            critic=config.run / "reward_model",
             answers=replace(config.answers, temperature=1.0),
             kl=config.ppo.kl,
             replay=Replay(epochs=config.ppo.passes),

@@ -128,7 +128,7 @@ def _known(asked: Asked, ordered: Ordered) -> list[Judged]:
             if not math.isfinite(gap):
                 continue
             said = 0.5 if gap == 0 else float(gap > 0)
-            pairing = Pairing(first=first, second=second, judgement=Judgement(probability=said, orders=(said, said)))
+            pairing = Pairing(first=first, second=second, judgement=Judgement(orders=(said, said)))
         found.append(Judged(comparison=pairing.comparison(ordered.answered), judgement=pairing.judgement))
     return found
 

@@ -4,7 +4,6 @@ A chunk is a line that is on the disk as a whole or not at all, and what is draw
 was killed at any moment and started again ends in the same labels. Replies of endpoints are kept one by one besides.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -152,11 +151,5 @@ def _read_pairing(
     first: int, second: int, said: Sequence[float | str], problem: str, reasons: Sequence[str], mass: float | str
 ) -> Pairing:
     there, back = map(float, said)
-    judgement = Judgement(
-        probability=math.nan if problem else (there + back) / 2,
-        orders=(there, back),
-        problem=problem,
-        reasons=(reasons[0], reasons[1]),
-        mass=float(mass),
-    )
+    judgement = Judgement(orders=(there, back), problem=problem, reasons=(reasons[0], reasons[1]), mass=float(mass))
     return Pairing(first=first, second=second, judgement=judgement)

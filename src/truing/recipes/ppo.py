@@ -28,7 +28,7 @@ from truing.recipes.examples import Examples, examples
 from truing.recipes.fit import RESULT, load_policy, model_folder, opened, save_policy
 from truing.recipes.held_out_answers import HeldOutAnswers
 from truing.recipes.preflight import preflight, refuse
-from truing.recipes.reward_folder import load_reward_model
+from truing.recipes.reward_folder import load_reward_model, start_critic
 from truing.recipes.rewarding import assembled, fingerprints_of, lines_of
 from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
@@ -112,7 +112,8 @@ class Config(Shared):
     replay: Replay = field(default_factory=Replay)
     """How a round is learnt from."""
     critic: Path | None = None
-    """The run of a reward model that the critic starts as (all weights trained); null starts it as the policy, expecting 0."""
+    """The run of a reward model that the critic starts as; null starts it as the policy, expecting 0. With adapters, one that was
+    trained with like adapters on the same model."""
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=3e-6, eps=1e-5, schedule="linear", warmup=0.0))
     """The optimizer of policy and critic; the rate is one for a round. For LoRA take ten to a hundred times the rate."""
 
@@ -208,8 +209,6 @@ def _check(config: Config) -> None:
         raise ValueError("this credit compares the answers to one prompt: set rounds.samples to 2 or more")
     if config.credit.needs_critic and config.terms.action != "token":
         raise ValueError("credit=gae says what each token did: set terms.action=token, or another credit")
-    if config.lora and config.critic:
-        raise ValueError("critic=... has weights of its own, but with adapters policy and critic share one base: leave one out")
     if config.rounds.critic_warmup and not config.credit.needs_critic:
         raise ValueError("rounds.critic_warmup is for a critic, and this credit has none: set it to 0")
 
@@ -247,7 +246,10 @@ def _roles(config: Config, policy: Policy) -> ActorCritic:
         return ActorCritic(policy)
     if config.lora:
         add_lora(policy.model, config.lora, seed=config.seed, name=CRITIC)
-        return ActorCritic(policy, ValueModel(policy, adapter=CRITIC))
+        critic = ValueModel(policy, adapter=CRITIC)
+        if config.critic:
+            start_critic(config.critic, critic)
+        return ActorCritic(policy, critic)
     if config.critic:
         judge = load_reward_model(config.critic, policy.dtype)
         if judge.members > 1:

@@ -15,9 +15,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from truing.data.tree import Tree, TreeBatch, pack
-from truing.models.heads import RewardModel
+from truing.models.heads import RewardModel, ValueModel
 from truing.models.load import weights_hash
-from truing.models.lora import BASE, POLICY, LoRA, adapter_tensors, attach, without_adapters
+from truing.models.lora import BASE, POLICY, LoRA, adapter_tensors, attach, fill, without_adapters
 from truing.models.policy import Policy
 from truing.recipes.fit import load_policy, model_path
 from truing.runs.durable import to_json
@@ -106,6 +106,31 @@ def load_reward_model(
     model = RewardModel(policy, members=made.members, adapters=_adapters(path, made, policy, name, rides=rides))
     model.load_head(load_tensors((path / HEAD).read_bytes()))
     return model.eval()
+
+
+def start_critic(folder: Path, critic: ValueModel) -> None:
+    """Lets a critic that is an adapter on a policy's base begin as a reward model that was trained as one on the same base.
+
+    Raises ValueError where the run trained no such model, with the remedy.
+    """
+    path = model_path(folder)
+    made = Made.of(path)
+    refused = f"critic={folder} cannot start an adapter on this policy's base"
+    if made.members > 1 or made.steps is not None:
+        raise ValueError(
+            f"{refused}: it is {'an ensemble' if made.members > 1 else 'a judge of steps'}; name a run with ensemble=1"
+        )
+    if made.alpha is None or made.base != weights_hash(without_adapters(critic.policy.model)):
+        was = "all its weights were trained" if made.alpha is None else "it was trained on another model"
+        raise ValueError(f"{refused}: {was}; train it with model= and lora.* as here, or leave critic out")
+    named = load_tensors((path / ADAPTERS).read_bytes())
+    assert critic.adapter is not None
+    try:
+        own = {key.removeprefix("0/"): value for key, value in named.items()}
+        fill(critic.policy.model, own, alpha=made.alpha, name=critic.adapter)
+    except ValueError as error:
+        raise ValueError(f"{refused}: {error}") from error
+    critic.load_head(load_tensors((path / HEAD).read_bytes()))
 
 
 def _adapters(path: Path, made: Made, policy: Policy, name: str, *, rides: bool) -> list[str]:

@@ -23,11 +23,11 @@ GROWTH = 32
 
 
 class Cache:
-    """Example: `cache.grow(0, [3, 5])` makes room for three tokens more in row 0 and five in row 1, and is handed down."""
+    """Example: `cache.hold(2); stage = cache.grow(0, [3, 5])` has room for three tokens in row 0 and five in row 1."""
 
-    def __init__(self, *, rows: int, device: torch.device) -> None:
-        self.rows, self.slots, self.device = rows, 0, device
-        self.lengths = [0] * rows
+    def __init__(self, *, device: torch.device) -> None:
+        self.rows, self.slots, self.device = 0, 0, device
+        self.lengths: list[int] = []
         """Filled slots of each row."""
         self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         """Keys as [row, keyhead, width, slot], as the product with a query wants them; values as [row, keyhead, slot, width]."""
@@ -40,6 +40,17 @@ class Cache:
                 value.new_zeros(self.rows, value.shape[1], self.slots, value.shape[2]),
             )
         return self.layers[module]
+
+    def hold(self, rows: int) -> None:
+        """So many rows from now on: those behind them are given up, new ones are free."""
+        more = rows - self.rows
+        for module, (keys, values) in self.layers.items() if more else ():
+            # a part of a tensor would keep the whole of it
+            self.layers[module] = tuple(  # type: ignore[assignment]
+                pad(held, (0, 0) * 3 + (0, more)) if more > 0 else held[:rows].clone() for held in (keys, values)
+            )
+        self.lengths = self.lengths[:rows] + [0] * more
+        self.rows = rows
 
     def take(self, rows: Sequence[int]) -> None:
         """Row i becomes what row `rows[i]` was; the rows after them are free."""

@@ -1,9 +1,10 @@
 """Sampling from a policy in this process: prompts are read, common beginnings once; then all rows say a token a step to their ends.
 
-For a model in the plain layout, transformers' own generation. Left out: prompts that wait for a row to become free; they start
-when a whole batch is done.
+A row that has ended makes room for a prompt that waits. For a model in the plain layout, transformers' own generation, batch by
+batch.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ PIECE = 256
 """Tokens of one prompt that do: scores of attention grow with it."""
 WORTH_READING = 128
 """Prompt tokens to be saved by reading common beginnings first: one more pass costs about as much."""
+REFILL = 4
+"""Waiting prompts are taken in once this part of the rows is free, so that reading them does not hold up the others each step."""
 SLOTS = 32768
 """Tokens whose keys and values are held at once, but for one prompt that is longer: 0.76 GB for SmolLM2-135M in bf16."""
 CHUNK_ELEMENTS = 1 << 20
@@ -56,7 +59,7 @@ def sample(
     progress: Callable[[int, int], None] | None = None,
     ended: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Completion]:
-    """One completion a prompt, in the order of the prompts; prompts of like length go together, at most `batch_size` at once.
+    """One completion a prompt, in the order of the prompts; short prompts start first, at most `batch_size` go on at once.
 
     A prompt that stands there k times has k different completions and is read once. What is drawn for a prompt depends on the seed
     and its place (by default among the prompts; `places` gives others, as where ranks share them), not on the batch (but for
@@ -70,31 +73,35 @@ def sample(
     places = range(len(prompts)) if places is None else places
     assert len(set(places)) == len(prompts), "every prompt has a place of its own"
     found: dict[int, Completion] = {}
+    waiting = deque((places[i], prompts[i]) for i in order)
     with _generating(policy):
-        for rows in _batches(order, prompts, decoding.max_tokens, batch_size):
-            asked = {places[i]: prompts[i] for i in rows}
-            if policy.layout == "tree":
-                found_now = _decode(policy, asked, decoding, stop_ids, seed, ended)
-            else:
-                found_now = _generate(policy, asked, decoding, stop_ids, seed)
-            for place, tokens, log_probs in found_now:
-                found[place] = _completion(tokens, log_probs, stop_ids)
-                if progress:
-                    progress(len(found), len(prompts))
+        if policy.layout == "tree":
+            said = _decode(policy, waiting, batch_size, decoding, stop_ids, seed, ended)
+        else:
+            said = _generate(policy, waiting, batch_size, decoding, stop_ids, seed)
+        for place, tokens, log_probs in said:
+            found[place] = _completion(tokens, log_probs, stop_ids)
+            if progress:
+                progress(len(found), len(prompts))
     return [found[place] for place in places]
 
 
-def _batches(order: Sequence[int], prompts: Sequence[tuple[int, ...]], max_tokens: int, batch_size: int) -> Iterator[list[int]]:
-    """Neighbours in the order, as many as rows and slots allow."""
-    batch: list[int] = []
-    for i in order:
-        slots = len(prompts[i]) + max_tokens
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * slots > SLOTS):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+Waiting = deque[tuple[int, tuple[int, ...]]]
+"""Places and prompts, the next one first."""
+
+
+def _next(waiting: Waiting, going: Sequence[tuple[int, ...]], max_tokens: int, batch_size: int) -> dict[int, tuple[int, ...]]:
+    """Takes as many of those who wait as rows and slots allow beside the prompts that go on, at least one where none does."""
+    taken: dict[int, tuple[int, ...]] = {}
+    longest = max(map(len, going), default=0)
+    while waiting and (rows := len(going) + len(taken)) < batch_size:
+        place, prompt = waiting[0]
+        longest = max(longest, len(prompt))
+        if rows and (rows + 1) * (longest + max_tokens) > SLOTS:
+            break
+        taken[place] = prompt
+        waiting.popleft()
+    return taken
 
 
 @contextmanager
@@ -117,36 +124,46 @@ def _generating(policy: Policy) -> Iterator[None]:
 
 def _decode(
     policy: Policy,
-    prompts: dict[int, tuple[int, ...]],
+    waiting: Waiting,
+    batch_size: int,
     decoding: Decoding,
     stop_ids: frozenset[int],
     seed: int,
     ended: Callable[[Sequence[int]], bool] | None,
 ) -> Iterator[tuple[int, list[int], list[float]]]:
     """The tokens of each answer with their log-probabilities, as it ends, under its prompt's place."""
-    store = Cache(rows=len(prompts), device=policy.device)
-    order = list(prompts)
-    logits = _logits(policy, _read(policy, [prompts[i] for i in order], store))
-    said: dict[int, list[int]] = {i: [] for i in order}
-    heard: dict[int, list[float]] = {i: [] for i in order}
-    while True:
+    store = Cache(device=policy.device)
+    prompts: dict[int, tuple[int, ...]] = {}
+    said: dict[int, list[int]] = {}
+    heard: dict[int, list[float]] = {}
+    hidden = torch.empty(0)  # of the token that each row has read last
+    while waiting or prompts:
+        if REFILL * (store.rows - len(prompts)) >= store.rows:
+            joining = _next(waiting, list(prompts.values()), decoding.max_tokens, batch_size)
+            if joining:
+                store.hold(len(prompts) + len(joining))
+                states = _read(policy, list(joining.values()), store, len(prompts))
+                hidden = torch.cat([hidden, states]) if prompts else states
+                prompts |= joining
+                said |= {i: [] for i in joining}
+                heard |= {i: [] for i in joining}
+        order = list(prompts)
         seeds = [counted_seed(seed, "sample", i, len(said[i])) for i in order]
+        tokens, log_probs = _choose(_logits(policy, hidden), decoding.temperature, seeds)
         going = []
-        tokens, log_probs = _choose(logits, decoding.temperature, seeds)
         for row, (i, token) in enumerate(zip(order, tokens, strict=True)):
             said[i].append(token)
             heard[i] += log_probs[row : row + 1]
             if token in stop_ids or len(said[i]) == decoding.max_tokens or (ended and ended(said[i])):
-                yield i, said[i], heard[i]
+                yield i, said.pop(i), heard.pop(i)
             else:
                 going.append(row)
-        if not going:
-            return
         if len(going) < len(order):
             going = _close_gaps(going)
             store.take(going)
-            order = [order[row] for row in going]
-        logits = _logits(policy, _hidden(policy, [(said[i][-1],) for i in order], store, 0))
+            prompts = {order[row]: prompts[order[row]] for row in going}
+        if prompts:
+            hidden = _hidden(policy, [(said[i][-1],) for i in prompts], store, 0)
 
 
 def _close_gaps(rows: list[int]) -> list[int]:
@@ -157,22 +174,22 @@ def _close_gaps(rows: list[int]) -> list[int]:
     return [placed[place] for place in range(count)]
 
 
-def _read(policy: Policy, prompts: Sequence[tuple[int, ...]], store: Cache) -> Float[Tensor, "row width"]:
-    """Fill a row of the cache with each prompt, what some begin with in common once; the hidden states of their last tokens."""
+def _read(policy: Policy, prompts: Sequence[tuple[int, ...]], store: Cache, first: int) -> Float[Tensor, "row width"]:
+    """Fill the rows from `first` on with a prompt each, what some begin with in common once; the states of their last tokens."""
     trunks, trunk_of = _trunks(prompts)
     if trunks:
-        _read_on(policy, trunks, store)
-        store.take(trunk_of)
-    return _read_on(policy, prompts, store)
+        _read_on(policy, trunks, store, first)
+        store.take([*range(first), *(first + number for number in trunk_of)])
+    return _read_on(policy, prompts, store, first)
 
 
-def _read_on(policy: Policy, prompts: Sequence[tuple[int, ...]], store: Cache) -> Float[Tensor, "row width"]:
-    """Read what the rows do not hold yet, piece by piece."""
+def _read_on(policy: Policy, prompts: Sequence[tuple[int, ...]], store: Cache, first: int) -> Float[Tensor, "row width"]:
+    """Read what the rows from `first` on do not hold yet, piece by piece."""
     last: dict[int, Tensor] = {}
-    while unread := [row for row, prompt in enumerate(prompts) if store.lengths[row] < len(prompt)]:
+    while unread := [row for row, prompt in enumerate(prompts, first) if store.lengths[row] < len(prompt)]:
         pieces: list[tuple[int, ...]] = []
-        for row in range(unread[0], len(prompts)):
-            piece = prompts[row][store.lengths[row] :][:PIECE]
+        for row in range(unread[0], first + len(prompts)):
+            piece = prompts[row - first][store.lengths[row] :][:PIECE]
             if pieces and (len(pieces) + 1) * max(map(len, [*pieces, piece])) > READ:
                 break
             pieces.append(piece)
@@ -248,16 +265,10 @@ def _choose(logits: Float[Tensor, "row vocabulary"], temperature: float, seeds: 
 
 
 def _generate(
-    policy: Policy, prompts: dict[int, tuple[int, ...]], decoding: Decoding, stop_ids: frozenset[int], seed: int
+    policy: Policy, waiting: Waiting, batch_size: int, decoding: Decoding, stop_ids: frozenset[int], seed: int
 ) -> Iterator[tuple[int, list[int], list[float]]]:
-    """As `_decode`, by transformers, prompts padded on the left."""
-    longest = max(map(len, prompts.values()))
+    """As `_decode`, by transformers, prompts padded on the left; those who wait start when a whole batch is done."""
     pad = min(stop_ids)
-    rows = torch.full((len(prompts), longest), pad)
-    mask = torch.zeros_like(rows)
-    for row, prompt in enumerate(prompts.values()):
-        rows[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
     full_support = {"do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0}
     settings = GenerationConfig(
         max_new_tokens=decoding.max_tokens,
@@ -267,17 +278,24 @@ def _generate(
         **(full_support if decoding.temperature > 0 else {"do_sample": False}),
     )
     generate = cast(Callable[..., Tensor], policy.model.generate)
-    listener = _Listener(decoding.temperature)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(counted_seed(seed, "sample", *prompts))
-        out = generate(
-            inputs=rows.to(policy.device),
-            attention_mask=mask.to(policy.device),
-            generation_config=settings,
-            logits_processor=[listener] if decoding.temperature > 0 else [],
-        )
-    heard = listener.heard(out) if decoding.temperature > 0 else [[] for _ in prompts]
-    yield from zip(prompts, out[:, longest:].tolist(), heard, strict=True)
+    while prompts := _next(waiting, (), decoding.max_tokens, batch_size):
+        longest = max(map(len, prompts.values()))
+        rows = torch.full((len(prompts), longest), pad)
+        mask = torch.zeros_like(rows)
+        for row, prompt in enumerate(prompts.values()):
+            rows[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        listener = _Listener(decoding.temperature)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(counted_seed(seed, "sample", *prompts))
+            out = generate(
+                inputs=rows.to(policy.device),
+                attention_mask=mask.to(policy.device),
+                generation_config=settings,
+                logits_processor=[listener] if decoding.temperature > 0 else [],
+            )
+        heard = listener.heard(out) if decoding.temperature > 0 else [[] for _ in prompts]
+        yield from zip(prompts, out[:, longest:].tolist(), heard, strict=True)
 
 
 class _Listener(LogitsProcessor):

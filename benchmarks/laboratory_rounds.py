@@ -1,0 +1,164 @@
+"""Online DPO against offline DPO in the laboratory: the same start, as many labels of the same noisy gold, as many optimizer steps.
+
+    python -m benchmarks.laboratory_rounds [--model ../shared/models/stories260k] [--seeds 0 1 2] [--out runs/laboratory]
+
+Offline has all labels on answers of the start; in stages, it learns from them in as many parts as online has rounds, each part from
+the model before and with it for its reference, so that what is left between the two is whose answers were labelled. The same
+command continues. Prints a Markdown table; writes benchmarks/results/laboratory_rounds.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.laboratory import RESULTS, Laboratory
+from benchmarks.laboratory_curves import cell, root
+from benchmarks.laboratory_gold import gold, prompts
+from benchmarks.laboratory_model import write_rows
+from benchmarks.machine import machine
+from truing.data.chat import ChatTokenizer
+from truing.judges.ordering import Answered, Ordered
+from truing.models.load import load_tokenizer
+from truing.recipes.fit import load_policy, model_path
+from truing.recipes.held_out_gain import HELD_OUT, HeldOut, Measured
+from truing.rollouts.sampler import Decoding
+from truing.statistics import mean_and_deviation
+
+ROUNDS = 4
+REPEATED = 4
+"""How often each of the 64 prompts is asked in a round; each time two answers make a pair."""
+LEARNT = ("batch_size=32", "optimizer.schedule=constant", "optimizer.warmup=0.0", "optimizer.lr=3e-4", "loss.beta=0.1", "epochs=2")
+WAYS = ("offline", "offline in stages", "online")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What one way came to on one seed."""
+
+    way: str
+    seed: int
+    labels: int
+    gold: float
+    kl: float
+
+
+def compared(lab: Laboratory, start: Path) -> list[Found]:
+    """All ways and seeds."""
+    found: list[Found] = []
+    for seed in lab.seeds:
+        found.append(_measured(lab, start, start, "start", seed, 0))
+        single = _rounds(lab, start, seed, "offline", rounds=1, repeated=ROUNDS * REPEATED)
+        several = _rounds(lab, start, seed, "online", rounds=ROUNDS, repeated=REPEATED)
+        stages = _stages(lab, start, seed, single / "round-1" / "pairs.jsonl")
+        for way, folder, files in (
+            ("offline", single, [single / "round-1"]),
+            ("offline in stages", stages, [single / "round-1"]),
+            ("online", several, [several / f"round-{number}" for number in range(1, ROUNDS + 1)]),
+        ):
+            labels = sum(len((file / "pairs.jsonl").read_text().splitlines()) for file in files)
+            found.append(_measured(lab, start, folder, way, seed, labels))
+    return found
+
+
+def _rounds(lab: Laboratory, start: Path, seed: int, name: str, *, rounds: int, repeated: int) -> Path:
+    """`truing train online`; with one round all labels are on answers of the start."""
+    rows = [
+        {"prompt": prompt.messages[0].content, "seed": str(seed), "time": str(time)}
+        for time in range(repeated)
+        for prompt in prompts(seed)
+    ]
+    path = write_rows(lab.out / f"{name}-prompts-{seed}.jsonl", rows)
+    rule = Path(__file__).parent / "laboratory_gold.py"
+    return lab.train(
+        "online",
+        lab.out / f"{name}-{seed}",
+        *("dtype=fp32", "micro_tokens=8192", "save_every=0", "data.template=plain", "data.held_out_share=0", f"seed={seed}"),
+        *(f"data.path={path}", f"model={start}", "answers.max_tokens=48", "samples=2", "earlier_share=0", "patience=null"),
+        *("by=reward", "by.parts.label=python", f"by.parts.label.file={rule}", "by.parts.label.function=noisy_rule"),
+        *(f"rounds={rounds}", *LEARNT),
+    )
+
+
+def _stages(lab: Laboratory, start: Path, seed: int, pairs: Path) -> Path:
+    """DPO on one part of the offline pairs after the other."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    model = start
+    for stage in range(ROUNDS):
+        keys = ("prompt", "chosen", "rejected")
+        part = [{key: row[key] for key in keys} for row in rows[stage::ROUNDS]]
+        path = write_rows(lab.out / f"offline-part-{seed}-{stage}.jsonl", part)
+        settings = ("dtype=fp32", "micro_tokens=8192", "save_every=0", "evaluate_every=0", "data.template=plain", *LEARNT)
+        own = (f"data.path={path}", f"model={model}", f"seed={seed}", "data.held_out_share=0")
+        model = lab.train("dpo", lab.out / f"offline-stage-{seed}-{stage}", *settings, *own)
+    return model
+
+
+def _measured(lab: Laboratory, start: Path, folder: Path, way: str, seed: int, labels: int) -> Found:
+    """The gold of four answers to each prompt, with the same draws for all models, and their KL from the start."""
+    there = lab.out / f"worth-{way.replace(' ', '-')}-{seed}"
+    if not (there / HELD_OUT).is_file():
+        there.mkdir(exist_ok=True)
+        chat = ChatTokenizer.of(load_tokenizer(model_path(start)), template="plain")
+        measure = HeldOut(
+            prompts=[prompt for prompt in prompts(seed) for _ in range(4)],
+            chat=chat,
+            decoding=Decoding(max_tokens=48, temperature=1.0),
+            values="none",
+            budget=8192,
+            seed=seed + 5000,
+        )
+        policy, begun = (load_policy(model_path(place), torch.float32)[0] for place in (folder, start))
+        measure.measure(there, policy, begun, _nobody)
+    measured = Measured.read(there / HELD_OUT)
+    worth = mean_and_deviation([gold(text) for text in measured.answers])[0]
+    return Found(way=way, seed=seed, labels=labels, gold=worth, kl=mean_and_deviation(measured.kl)[0])
+
+
+def _nobody(items: Sequence[Answered]) -> list[Ordered]:
+    raise AssertionError("gold is computed from the answers, and nothing is ordered")
+
+
+def _table(found: Sequence[Found]) -> str:
+    of = {way: [one for one in found if one.way == way] for way in ("start", *WAYS)}
+    lines = [
+        "| way | labels | gold | more than the start | more than offline | sqrt(KL) from the start |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, rows in of.items():
+        labels = ", ".join(str(row.labels) for row in rows)
+        over = [
+            "" if way in without else cell([a.gold - b.gold for a, b in zip(rows, of[other], strict=True)])
+            for other, without in (("start", ("start",)), ("offline", ("start", "offline")))
+        ]
+        worth, far = cell([row.gold for row in rows]), cell([root(row.kl) for row in rows])
+        lines.append(f"| {way} | {labels} | {worth} | {' | '.join(over)} | {far} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("../shared/models/stories260k"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/laboratory"))
+    args = parser.parse_args(arguments)
+    args.out.mkdir(parents=True, exist_ok=True)
+    began, about = time.process_time(), machine("cpu")
+    lab = Laboratory(out=args.out, model=args.model, seeds=tuple(args.seeds), rounds=0, methods=(), settings=())
+    found = compared(lab, lab.start())
+    result = {
+        "machine": about,
+        "seeds": args.seeds,
+        "cpu_seconds_of_this_command": round(time.process_time() - began, 1),
+        "ways": [asdict(one) for one in found],
+    }
+    (RESULTS / "laboratory_rounds.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(_table(found))
+
+
+if __name__ == "__main__":
+    main()
