@@ -1,17 +1,17 @@
 """Every preference method on the demo's data from one SFT model: held-out preference accuracy before and after, time and memory.
 
-    python -m benchmarks.family [--seeds 0 1 2] [--out runs/family] [METHOD ...]
+    python -m benchmarks.family [--seeds 0 1 2] [--out runs/family] [--result benchmarks/results/family.json] [METHOD ...]
 
 All methods get the same rows, adapters, learning rate and ten steps of 16, and the defaults of their losses: it shows that each
-learns, not which is best when tuned. The SFT model of each seed is trained first. Prints a table and writes
-benchmarks/results/family.json after each run, and leaves out what is in it already.
+learns, not which is best when tuned. The SFT model of each seed is trained first. One thread each, and the processor's seconds are
+counted, so that several of these may run side by side, with a folder and a result each. Prints a table and writes the result after
+each run, and leaves out what is in it already.
 """
 
 import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,27 +31,36 @@ COMMON = (
     "evaluate_every=0",
     "save_every=0",
 )
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{
+        f"f_dpo, {divergence}": ("f_dpo", (f"loss.divergence={divergence}",))
+        for divergence in ("reverse_kl", "forward_kl", "jensen_shannon", "alpha")
+    },
+    "tr_dpo, soft": ("dpo", ("trust_region.alpha=0.5", "trust_region.every=2")),
+    "tr_dpo, hard": ("dpo", ("trust_region.alpha=1", "trust_region.every=4")),
+}
+"""Run beside the methods at their defaults: name -> method, settings. TR-DPO's 64 and 512 steps are longer than a run."""
 
 
 def train(method: str, settings: Sequence[str], folder: Path) -> tuple[float, float]:
-    """One `truing train`; seconds and peak memory in GB."""
-    began = time.monotonic()
+    """One `truing train`; seconds of the processor and peak memory in GB."""
     command = [sys.executable, "-m", "truing.cli", "train", method, *COMMON, *settings, f"run={folder}"]
-    pid = os.posix_spawn(sys.executable, command, os.environ)
+    pid = os.posix_spawn(sys.executable, command, {**os.environ, "OMP_NUM_THREADS": "1"})
     _, status, usage = os.wait4(pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
-    return round(time.monotonic() - began, 1), round(usage.ru_maxrss / 1e6, 2)
+    return round(usage.ru_utime + usage.ru_stime, 1), round(usage.ru_maxrss / 1e6, 2)
 
 
-def one(method: str, seed: int, out: Path) -> dict[str, Any]:
+def one(name: str, seed: int, out: Path) -> dict[str, Any]:
     start = out / str(seed) / "sft"
     if not (start / "result.json").is_file():
         train("sft", [f"seed={seed}"], start)
-    folder = out / str(seed) / method
-    seconds, peak = train(method, [f"seed={seed}", f"model={start}"], folder)
+    folder = out / str(seed) / name.replace(", ", "-")
+    method, settings = VARIANTS.get(name, (name, ()))
+    seconds, peak = train(method, [*settings, f"seed={seed}", f"model={start}"], folder)
     result = json.loads((folder / "result.json").read_bytes())
-    return {"method": method, "seed": seed, "seconds": seconds, "peak_gb": peak, **result}
+    return {**result, "method": name, "seed": seed, "processor_seconds": seconds, "peak_gb": peak}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -60,14 +69,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     def points(estimate: dict[str, float]) -> str:
         return f"{100 * estimate['value']:+.1f} [{100 * estimate['low']:+.1f}, {100 * estimate['high']:+.1f}]"
 
-    lines = ["| method | gain in points, by seed | accuracy before → after | seconds | peak GB |", "|---|---|---|---|---|"]
+    heads = ("method", "gain in points, by seed", "accuracy before → after", "seconds of processor", "peak GB")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["seed"])
         mean = {key: sum(row[key]["value"] for row in own) / len(own) for key in ("accuracy_before", "accuracy_after")}
         lines.append(
             f"| {method} | {'; '.join(points(row['accuracy_gain']) for row in own)} "
             f"| {100 * mean['accuracy_before']:.1f} → {100 * mean['accuracy_after']:.1f} "
-            f"| {max(row['seconds'] for row in own):.0f} | {max(row['peak_gb'] for row in own):.2f} |"
+            f"| {max(row['processor_seconds'] for row in own):.0f} | {max(row['peak_gb'] for row in own):.2f} |"
         )
     return "\n".join(lines)
 
@@ -75,18 +85,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     from truing.recipes.commands import METHODS
 
-    family = [method for method, recipe in METHODS.items() if recipe in ("preference", "feedback")]
+    family = [method for method, recipe in METHODS.items() if recipe in ("preference", "feedback") and method != "f_dpo"]
+    family += VARIANTS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(family)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.is_file() else []
+    rows: list[dict[str, Any]] = json.loads(args.result.read_text()) if args.result.is_file() else []
     for seed in args.seeds:
         for method in args.methods or family:
             if not any(row["method"] == method and row["seed"] == seed for row in rows):
                 rows.append(one(method, seed, args.out))
-                RESULT.write_text(json.dumps(rows, indent=2) + "\n")
+                args.result.write_text(json.dumps(rows, indent=2) + "\n")
     print(table(rows))
 
 
