@@ -98,6 +98,20 @@ def test_a_surer_order_never_makes_a_judgement_less_sure() -> None:
     assert [says(*orders).probability for orders in ((1.0, 1.0), (1.0, 0.5), (1.0, 0.0), (0.5, 0.0))] == [1, 0.75, 0.5, 0.25]
 
 
+def test_several_verdicts_are_a_share_that_is_never_certain() -> None:
+    """Five of five for A are (5 + 1/2) / 6; two of each with a tie are 1/2; one verdict alone is itself."""
+    said = ["A"] * 5 + ["B"] * 5 + ["A", "tie", "B", "A", "B", "tie", "A", "B", "A", "B"]
+    with serving(lambda body: json.dumps({"verdict": said.pop(0)})) as server:
+        client = Client(server.endpoint(seconds=10.0, concurrent=1))
+        judge = RemoteJudge(client=client, prompt=JudgePrompt.of("overall", "structured"), samples=5, temperature=1.0)
+        sure, torn = judge([compared("a", "b"), compared("c", "d")])
+        assert sure.orders == pytest.approx((5.5 / 6, 5.5 / 6))
+        assert torn.orders == (0.5, 0.5)
+        said.append("A")
+        (alone,) = replace(judge, samples=1).opinions([compared("e", "f")])
+    assert alone.probability == 1.0
+
+
 def test_a_missing_opinion_is_a_problem_not_a_tie() -> None:
     (found,) = both_orders(lambda shown: [Opinion(probability=1.0), Opinion.none("no verdict")], [compared("a", "b")])
     assert math.isnan(found.probability)

@@ -21,7 +21,7 @@ class RemoteJudge:
     reasoning: bool = False
     """Whether the reply's form has a field for reasons before the verdict; take a template that asks for them."""
     samples: int = 1
-    """Verdicts for each order, whose share is the probability; more than one need a temperature."""
+    """Verdicts for each order; more than one need a temperature, and their share, drawn a little to 1/2, is the probability."""
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int = 0
@@ -44,7 +44,7 @@ class RemoteJudge:
         return both_orders(self.opinions, comparisons)
 
     def opinions(self, shown: Sequence[Comparison]) -> list[Opinion]:
-        """The share of verdicts for the answer shown first, for each comparison in the order in which it is shown."""
+        """The verdict on the answer shown first, or the share of several, for each comparison in the order in which it is shown."""
         asks = [
             Ask(
                 messages=self.prompt.messages(comparison),
@@ -67,4 +67,9 @@ def _opinion(replies: Sequence[Reply | Failed]) -> Opinion:
     if failed:
         return Opinion.none(str(failed[0]))
     verdicts = [read_verdict(reply.text) for reply in replies if isinstance(reply, Reply)]
-    return Opinion(probability=sum(one.probability for one in verdicts) / len(verdicts), reason=verdicts[0].reasoning)
+    return Opinion(probability=_share([one.probability for one in verdicts]), reason=verdicts[0].reasoning)
+
+
+def _share(verdicts: Sequence[float]) -> float:
+    """One verdict is itself. To several, half a verdict for each answer is added (Jeffreys' prior): few are never certain."""
+    return verdicts[0] if len(verdicts) == 1 else (sum(verdicts) + 0.5) / (len(verdicts) + 1)

@@ -92,7 +92,7 @@ class ByEndpoint:
     template: str | None = None
     """How it is asked, as a text file; null takes reasoned or structured."""
     samples: Annotated[int, Field(gt=0)] = 1
-    """Verdicts for each order, whose share is the probability; more than one need a temperature."""
+    """Verdicts for each order; more than one need a temperature, and their share, drawn a little to 1/2, is the probability."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of the verdicts."""
     max_tokens: Annotated[int, Field(gt=0)] = 512
