@@ -51,7 +51,9 @@ def row(
     """Accuracies and biases; people's answer stands first in each comparison."""
     judged = [Judged(comparison=c, judgement=one) for c, of in zip(comparisons, found, strict=True) for one in of]
     soft = win_rate([1.0 if p > 0.5 else 0.5 if p == 0.5 else 0.0 for p in probabilities])
-    figures: dict[str, Estimate] = {"accuracy": soft, **{figure.name: figure.value for figure in biases(judged)}}
+    clusters = [number for number, of in enumerate(found) for _ in of]
+    measured = {figure.name: figure.value for figure in biases(judged, clusters=clusters)}
+    figures: dict[str, Estimate] = {"accuracy": soft, **measured}
     sure = [p for p in probabilities if abs(p - 0.5) > 0.1]
     if sure:
         figures["accuracy where sure"] = wilson(sum(p > 0.5 for p in sure), len(sure))

@@ -14,7 +14,7 @@ from test_eval_verb import PROMPTS, Verb, contender
 from truing.evals.compare import compare
 from truing.evals.panel import labelled, panel, sentences
 from truing.evals.result import Evaluation, Setting
-from truing.judges.judgement import Side
+from truing.feedback.sides import Side
 from truing.records import Message, Origin, Preference
 
 verb = test_eval_verb.verb

@@ -339,6 +339,25 @@ def test_a_reward_model_sees_an_end_where_the_answer_had_ended(tiny_tokenizer: P
     assert seen[0].trunk == chat.prompt_tokens(compared("", "").prompt.messages)
 
 
+def test_pairs_of_one_prompt_do_not_count_as_so_many_prompts() -> None:
+    """Ten prompts of six pairs that say the same: intervals are those of ten pairs, not of sixty."""
+    one = [Judged(comparison=compared("longer", "x"), judgement=says(*((0.9, 0.8) if i % 3 else (0.2, 0.3)))) for i in range(10)]
+    six, prompts = [pair for pair in one for _ in range(6)], [i // 6 for i in range(60)]
+    of_ten, of_sixty = (
+        {
+            figure.name: figure.value
+            for figure in (*biases(pairs, clusters=of), *against(pairs, ["first"] * len(pairs), clusters=of))
+        }
+        for pairs, of in ((one, list(range(10))), (six, prompts))
+    )
+    for name in ("judged", "flips", "ties"):
+        assert (of_sixty[name].low, of_sixty[name].high) == (of_ten[name].low, of_ten[name].high)
+        assert of_sixty[name].n == 60
+    for name in ("length", "accuracy", "accuracy by mean", "position", "length, less people's"):
+        width, alone = (found[name].high - found[name].low for found in (of_sixty, of_ten))
+        assert width > 0.8 * alone, name
+
+
 def test_biases_by_hand() -> None:
     pairs = [compared("longer", "x"), compared("longer", "x"), compared("x", "longer"), compared("ab", "cd")]
     said = [says(0.9, 0.7), says(1.0, 0.0), says(0.2, 0.4), Judgement(orders=(math.nan, 1.0), problem="x")]

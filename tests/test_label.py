@@ -205,6 +205,19 @@ def test_what_fails_may_be_left_out_and_is_counted(truing: Truing, tmp_path: Pat
     assert len(read(tmp_path / "run" / "labels.jsonl").records) == 4
 
 
+def test_six_pairs_of_one_prompt_that_fail_alike_are_six(truing: Truing, tmp_path: Path) -> None:
+    path = tmp_path / "ranked.jsonl"
+    path.write_text(json.dumps({"prompt": "Which?", "responses": ["a", "bb", "ccc", "dddd"]}) + "\n")
+    words = ["label", f"data.path={path}", "write.form=pairs", f"run={tmp_path / 'run'}"]
+    with serving(lambda body: "I prefer A") as server:
+        words += [*by_server(server), "by.endpoint.retries=0"]
+        code, _, err = truing(*words)
+        assert (code, "6 judgements are missing" in err) == (2, True), err
+        assert truing(*words, "on_failure=skip")[0] == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["missing"], result["too_near"], result["records"]) == (6, 0, 0)
+
+
 def test_people_and_a_judge_together(truing: Truing, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["label", f"data.path={pairs_file(tmp_path, 60)}", "write.form=pairs", f"run={run}"]
@@ -229,6 +242,8 @@ def test_people_and_a_judge_together(truing: Truing, tmp_path: Path) -> None:
             assert result["agreement"]["alone"] is alone
             assert result["agreement"]["labels_by_people"] == 46
             assert result["records"] == labels
+            assert (result["withheld"], result["too_near"]) == (60 - labels, 0)
+            assert ("14 preferences of the judge withheld" in out) is not alone
             records = read(run / "labels.jsonl").records
             by = [(len(record.chosen) > len(record.rejected)) for record in records if record.tags["labelled_by"] == "people"]  # type: ignore[union-attr]
             assert by == [agrees] * 46

@@ -127,6 +127,39 @@ def test_a_judge_compares_each_with_each_once_and_flips_decide_nothing() -> None
     assert records_of(ordered, Labelling(soft=False)).records[0].probability is None  # type: ignore[union-attr]
 
 
+def test_the_best_by_score_is_not_chosen_over_an_answer_that_the_judge_prefers_to_it() -> None:
+    """a beats b and c, d loses to b and c, but the judge prefers d to a: neither is written, where all pairs keep it as said."""
+    said = {"ab": 0.95, "ac": 0.95, "bd": 0.95, "cd": 0.95, "bc": 0.5, "ad": 0.4}
+    (ordered,) = order_by_judge([answered(*"abcd")], Table(**{pair: (p, p) for pair, p in said.items()}))
+    assert ordered.scores[0] == pytest.approx(2.3 / 3)
+    assert (records_of(ordered, Labelling()).records, records_of(ordered, Labelling()).ties) == ((), 1)
+    assert ("d", "a") in pairs(ordered)
+    for turned in (False, True):  # each beats the next, and none is the best
+        said = {"ab": 0.9, "bc": 0.9, "ac": 0.1} if turned else {"ab": 0.1, "bc": 0.1, "ac": 0.9}
+        (circle,) = order_by_judge([answered(*"abc")], Table(**{pair: (p, p) for pair, p in said.items()}))
+        assert records_of(circle, Labelling()).records == ()
+
+
+def test_answers_of_equal_reward_teach_nothing() -> None:
+    for scores in ((0.1, 0.1, 0.1), (0.7, 0.7, 0.7, 0.7, 0.7, 0.7), (0.3,) * 3):
+        found = records_of(scored(*scores), Labelling(form="feedback"))
+        assert (found.records, found.ties) == ((), len(scores))
+    found = records_of(scored(0.1, 0.1, 0.1, 0.4), Labelling(form="feedback"))
+    assert [one.desirable for one in found.records if isinstance(one, Feedback)] == [True, False, False, False]
+
+
+def test_what_failed_is_counted_each_time_and_is_no_tie() -> None:
+    (ordered,) = order_by_judge([answered("a", "b", "c")], Table(ab=(0.9, 0.7)))
+    assert (ordered.problems, ordered.missing) == (("nobody was there",), 2)
+    assert records_of(ordered, Labelling(form="pairs")).ties == 0
+    assert order_by_judge([answered("a")], Table())[0].missing == 0
+
+    def broken(rollouts: Sequence[Rollout]) -> list[Reward]:
+        return [Reward(value=0.0, problem="it raised") for _ in rollouts]
+
+    assert order_by_reward([answered("a", "b")], broken)[0].missing == 2
+
+
 def test_a_missing_judgement_is_no_label_and_leaves_the_others_theirs() -> None:
     (ordered,) = order_by_judge([answered("a", "b", "c")], Table(ab=(0.9, 0.7), bc=(0.8, 0.8)))
     assert ordered.problems == ("nobody was there",)
@@ -219,8 +252,43 @@ def test_agreement_decides_by_its_lower_end(tmp_path: Path) -> None:
         assert f"kappa of judge and people on 60 random pairs is {found.kappa.value:.2f}" in found.said
     few = routed(many(FEWEST - 1, agree=80), people, seed=0)
     assert not agreement(few, read_votes(voted(tmp_path / "v.jsonl", few), few), people).alone
+    assert agreement(asked, {}, people).kappa is None
     nobody = agreement(few, {}, people)
     assert (nobody.alone, nobody.pairs, nobody.kappa) == (False, 0, None)
+
+
+def test_a_file_whose_better_answers_all_stand_first_does_not_hide_agreement(tmp_path: Path) -> None:
+    """As where data.path is a file of pairs: 36 of 40 right is a kappa of 2 * 0.9 - 1, whichever answer the file has first."""
+    for one_way in (False, True):
+        orders = []
+        for i in range(40):
+            texts = (f"good {i}", f"bad {i}") if one_way or i % 2 else (f"bad {i}", f"good {i}")
+            right = 0.9 if texts[0].startswith("good") else 0.1
+            said = right if i < 36 else 1 - right
+            item = replace(answered(*texts), prompt=Prompt(messages=(Message(role="user", content=f"{i}?"),)))
+            orders += order_by_judge([item], Table(**{texts[0] + texts[1]: (said, said)}))
+        asked = routed(orders, People(share=0.01, sample=40), seed=0)
+        found = agreement(asked, read_votes(voted(tmp_path / "v.jsonl", asked), asked), People(share=0.01, sample=40))
+        assert found.kappa is not None
+        assert (found.kappa.value, found.alone) == (pytest.approx(0.8), True)
+
+
+def test_pairs_of_few_prompts_do_not_prove_a_judge(tmp_path: Path) -> None:
+    """36 pairs that all agree, but of four prompts: their interval is that of four."""
+    texts = [f"{word} {i}" for i in range(6) for word in ("good", "bad")]
+    orders = []
+    for number in range(4):
+        item = replace(answered(*texts), prompt=Prompt(messages=(Message(role="user", content=f"{number}?"),)))
+        sides = {a + b: (0.9, 0.9) if "good" in a else (0.1, 0.1) for a in texts for b in texts}
+        (ordered,) = order_by_judge([item], Table(**sides))
+        mixed = [one for one in ordered.pairings if ("good" in texts[one.first]) != ("good" in texts[one.second])]
+        orders.append(replace(ordered, pairings=tuple(mixed[:9])))
+    people = People(share=0.01, sample=36)
+    asked = routed(orders, people, seed=0)
+    found = agreement(asked, read_votes(voted(tmp_path / "v.jsonl", asked), asked), people)
+    assert found.kappa is not None
+    assert (found.pairs, found.kappa.value, found.alone) == (36, 1.0, False)
+    assert found.kappa.low < 0.1
 
 
 def test_votes_are_read_as_people_write_them(tmp_path: Path) -> None:
@@ -239,6 +307,12 @@ def test_votes_are_read_as_people_write_them(tmp_path: Path) -> None:
     assert votes[one.name].majority == ("second" if one.swapped else "first")
     assert votes[one.name].both_bad == 1
     assert votes[other.name].majority == "tie"
+    found = agreement(asked, votes, People())
+    assert (found.votes, found.both_bad) == (4, 1)
+    for zero in (0, 0.0, "0"):
+        path.with_suffix(".jsonl").write_text(json.dumps({"pair": one.name, "annotator": zero, "choice": zero}) + "\n")
+        (read_one,) = read_votes(path.with_suffix(".jsonl"), asked).values()
+        assert (read_one.by, read_one.majority) == ({"0": "tie"}, "tie")
     for row, said in (("nobody-1,ann,A,3", "pair nobody-1 is not among"), (f"{one.name},ann,C,3", "choice is 'c'")):
         path.write_text(f"pair,annotator,choice,seconds\n{row}\n")
         with pytest.raises(DataError, match=said):

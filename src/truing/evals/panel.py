@@ -12,7 +12,8 @@ from typing import Any
 
 from truing.evals.verdicts import Pairing
 from truing.feedback.agreement import cohen_kappa, gwet_ac1, krippendorff_alpha, raw_agreement
-from truing.judges.judgement import Comparison, Side
+from truing.feedback.sides import Side
+from truing.judges.judgement import Comparison
 from truing.randomness import counted_seed
 from truing.records import Preference, Prompt
 from truing.runs.durable import to_json

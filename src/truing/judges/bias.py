@@ -5,12 +5,13 @@ people's labels on the same pairs tell bias from judgement, and `against` compar
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from truing.judges.judgement import Comparison, Judgement, Side
+from truing.feedback.sides import Side
+from truing.judges.judgement import Comparison, Judgement
 from truing.statistics import Estimate, bootstrap_mean, win_rate
 
 OUTCOME: Mapping[Side, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
@@ -53,7 +54,7 @@ def biases(judged: Sequence[Judged], *, clusters: Sequence[Hashable] | None = No
     def rate(rows: Sequence[int], values: Sequence[float | bool]) -> Estimate:
         of = [prompts[i] for i in rows]
         numbers = [float(value) for value in values]
-        return win_rate(numbers) if len(set(of)) == len(of) or len(set(values)) == 1 else bootstrap_mean(numbers, of, seed=seed)
+        return _rate(numbers, of, seed)
 
     every = range(len(judged))
     rows = [i for i in every if not judged[i].judgement.problem]
@@ -106,28 +107,49 @@ def _for_own(one: Judged) -> float:
     return outcome if one.own == "first" else 1 - outcome
 
 
-def against(judged: Sequence[Judged], people: Sequence[Side], *, seed: int = 0) -> list[Figure]:
-    """What the judge does where people decide: how often it agrees, and how much more it prefers the longer answer than they do."""
+def _rate(values: Sequence[float], prompts: Sequence[Hashable], seed: int) -> Estimate:
+    """Wilson's interval where each value has a prompt of its own; else prompts are drawn, or counted where all values are alike."""
+    distinct = len(set(prompts))
+    if distinct == len(values):
+        return win_rate(values)
+    if len(set(values)) > 1:
+        return bootstrap_mean(values, prompts, seed=seed)
+    alike = win_rate([values[0]] * distinct)
+    return replace(alike, n=len(values), method=f"{alike.method}, of {distinct} prompts that say the same")
+
+
+def against(
+    judged: Sequence[Judged], people: Sequence[Side], *, clusters: Sequence[Hashable] | None = None, seed: int = 0
+) -> list[Figure]:
+    """What the judge does where people decide: how often it agrees, and how much more it prefers the longer answer than they do.
+
+    `clusters` as in `biases`.
+    """
     assert len(judged) == len(people), "people's side of each pair"
-    both = [(one, side) for one, side in zip(judged, people, strict=True) if not one.judgement.problem and side != "tie"]
+    prompts = list(range(len(judged))) if clusters is None else list(clusters)
+    assert len(prompts) == len(judged), "a cluster for each pair"
+    decided = [i for i, one in enumerate(judged) if not one.judgement.problem and people[i] != "tie"]
+    both, of = [(judged[i], people[i]) for i in decided], [prompts[i] for i in decided]
     found: list[Figure] = []
     if both:
         right = [OUTCOME[one.judgement.side] if side == "first" else 1 - OUTCOME[one.judgement.side] for one, side in both]
-        found.append(Figure(name="accuracy", value=win_rate(right), said="agreement with people's preferences, ties as half"))
+        value = _rate(right, of, seed)
+        found.append(Figure(name="accuracy", value=value, said="agreement with people's preferences, ties as half"))
         means = [one.judgement.probability if side == "first" else 1 - one.judgement.probability for one, side in both]
         by_mean = [0.5 if mean == 0.5 else float(mean > 0.5) for mean in means]
-        said = "the same where the mean of both orders decides, as with on_flip=average"
-        found.append(Figure(name="accuracy by mean", value=win_rate(by_mean), said=said))
+        said = "the same where the probability over both orders decides, as with on_flip=average"
+        found.append(Figure(name="accuracy by mean", value=_rate(by_mean, of, seed), said=said))
     lengths = [
-        (float(mine), float(theirs))
-        for one, side in both
+        (float(mine), float(theirs), prompt)
+        for (one, side), prompt in zip(both, of, strict=True)
         if (mine := prefers_longer(one.comparison, one.judgement.side)) is not None
         and (theirs := prefers_longer(one.comparison, side)) is not None
     ]
     if lengths:
-        gaps = [mine - theirs for mine, theirs in lengths]
+        gaps = [mine - theirs for mine, theirs, _ in lengths]
         said = "preference for the longer answer, less people's on the same pairs; 0 is unbiased"
-        found.append(Figure(name="length, less people's", value=bootstrap_mean(gaps, seed=seed), said=said))
+        value = bootstrap_mean(gaps, [prompt for _, _, prompt in lengths], seed=seed)
+        found.append(Figure(name="length, less people's", value=value, said=said))
     return found
 
 

@@ -7,11 +7,10 @@ shown in both orders; an answer wins only where both agree. An always-first judg
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from truing.feedback.sides import Side
 from truing.records import Prompt
-
-Side = Literal["first", "second", "tie"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ the record: columns of the file that is written, never shown to a model.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import mean
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,17 +23,19 @@ class Labelling:
     """What is written of answers in order. Example: `Labelling(form="pairs", margin=0.5)`."""
 
     form: Form = "best_worst"
-    """The best against the worst answer, all pairs, a ranking, feedback on each answer, or the best as demonstrations."""
+    """The best against the worst answer (unless the judge sees these two otherwise), all pairs, a ranking, feedback on each answer,
+    or the best as demonstrations."""
     margin: Annotated[float, Field(ge=0)] = 0.0
     """Pairs nearer than this are left out: in rewards where a reward ordered, in probability above 0.5 where a judge did."""
     on_flip: Literal["tie", "drop", "average"] = "tie"
-    """A pair that the judge sees otherwise in the other order: a tie, as if never asked, or the mean of both orders decides."""
+    """A pair that the judge sees otherwise in the other order: a tie, as if never asked, or the probability over both decides."""
     soft: bool = True
     """Whether a judged pair carries the judge's probability, which losses then take as a soft label; false writes hard ones."""
     keep: Annotated[int, Field(gt=0)] = 1
     """Demonstrations: how many of the best answers are kept (rejection sampling)."""
     threshold: float | None = None
-    """Score from which an answer is desirable, or good enough to show; null is the mean of its prompt's answers, or no limit."""
+    """Score from which an answer is desirable, or good enough to show; null is the mean of its prompt's answers (where all are
+    worth the same nothing is written), or no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,7 @@ class Labelled:
 
     records: tuple[Record, ...]
     ties: int = 0
-    """Pairs that were near, tied or turned round, so that none was written."""
+    """Pairs that were near, tied or turned round, so that none was written; such without a judgement are not among them."""
 
 
 def records_of(ordered: Ordered, labelling: Labelling, *, at: str = "") -> Labelled:
@@ -55,6 +58,7 @@ def records_of(ordered: Ordered, labelling: Labelling, *, at: str = "") -> Label
         wanted = [(ranked[0], ranked[-1])] if labelling.form == "best_worst" and len(ranked) > 1 else []
         if labelling.form == "pairs":
             wanted = list(combinations(ranked, 2))
+        wanted = [(a, b) for a, b in wanted if not _unknown(ordered, a, b)]
         pairs = [_pair(ordered, a, b, labelling, at) for a, b in wanted]
         found = tuple(pair for pair in pairs if pair is not None)
         return Labelled(records=found, ties=len(pairs) - len(found))
@@ -66,7 +70,7 @@ def records_of(ordered: Ordered, labelling: Labelling, *, at: str = "") -> Label
 
 
 def settled(ordered: Ordered, on_flip: Literal["tie", "drop", "average"]) -> Ordered:
-    """The order once pairs that turned round count as said: half for each answer, not at all, or by their mean."""
+    """The order once pairs that turned round count as said: half for each answer, not at all, or by the probability over both."""
     if not ordered.pairings or on_flip == "average":
         return ordered
     kept = tuple(one for one in ordered.pairings if not one.judgement.flips)
@@ -90,11 +94,22 @@ def preference_of(pairing: Pairing, labelling: Labelling) -> tuple[int, int] | N
     return (pairing.first, pairing.second) if gap > 0 else (pairing.second, pairing.first)
 
 
+def _unknown(ordered: Ordered, a: int, b: int) -> bool:
+    """Whether a judge was asked about the two and gave no judgement: missing, and counted as that."""
+    pairing = ordered.pairing(a, b)
+    return pairing is not None and bool(pairing.judgement.problem)
+
+
 def _pair(ordered: Ordered, a: int, b: int, labelling: Labelling, at: str) -> Preference | None:
-    """The preference between two answers of which the first has the higher score; None for a tie."""
+    """The preference between two answers of which the first has the higher score; None for a tie.
+
+    The best and the worst by score are one only where the judge, asked about these two, does not say the reverse.
+    """
     if ordered.pairings:
         pairing = ordered.pairing(a, b)
         places = None if pairing is None else preference_of(pairing, labelling)
+        if labelling.form == "best_worst" and (places != (a, b) or ordered.scores[a] == ordered.scores[b]):
+            places = None
     else:
         gap = ordered.scores[a] - ordered.scores[b]
         places = None if gap == 0 or gap < labelling.margin else (a, b)
@@ -188,13 +203,13 @@ def _feedback(ordered: Ordered, labelling: Labelling, at: str) -> Labelled:
     ranked = ordered.ranked()
     if not ranked or (labelling.threshold is None and len(ranked) < 2):
         return Labelled(records=())
-    mean = sum(ordered.scores[place] for place in ranked) / len(ranked)
-    border = mean if labelling.threshold is None else labelling.threshold
+    scores = [ordered.scores[place] for place in ranked]
+    # `mean` is exact and rounded once: sums of floats put three rewards of 0.1 below their mean
+    border = mean(scores) if labelling.threshold is None else labelling.threshold
     decided = [
         place
-        for place in ranked
-        if abs(ordered.scores[place] - border) >= labelling.margin
-        and (labelling.threshold is not None or ordered.scores[place] != border)
+        for place, score in zip(ranked, scores, strict=True)
+        if abs(score - border) >= labelling.margin and (labelling.threshold is not None or score != border)
     ]
     records = tuple(
         Feedback(

@@ -101,7 +101,14 @@ class Ordered:
     pairings: tuple[Pairing, ...] = ()
     """Each pair once, where a judge compared them; empty where a reward scored each answer by itself."""
     problems: tuple[str, ...] = ()
-    """What went wrong, each thing once."""
+    """What went wrong, each thing once; how often: `missing`."""
+
+    @property
+    def missing(self) -> int:
+        """Judgements of pairs, or scores of answers that were scored by themselves, that are not there because something failed."""
+        if self.pairings:
+            return sum(bool(one.judgement.problem) for one in self.pairings)
+        return sum(not math.isfinite(score) for score in self.scores) if self.problems else 0
 
     def ranked(self) -> list[int]:
         """Places of the answers that have a score, best first; of equal ones the earlier first."""
@@ -175,7 +182,7 @@ def mean_wins(pairings: Sequence[Pairing], answers: int) -> tuple[float, ...]:
         if not one.judgement.problem:
             won[one.first].append(one.judgement.probability)
             won[one.second].append(1 - one.judgement.probability)
-    return tuple(sum(chances) / len(chances) if chances else math.nan for chances in won)
+    return tuple(math.fsum(chances) / len(chances) if chances else math.nan for chances in won)
 
 
 def prompt_hash(messages: Messages) -> str:

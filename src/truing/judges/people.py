@@ -3,7 +3,8 @@
 People get the pairs of which the judge is least sure, and a random sample on which agreement is measured; they see neither verdicts
 nor which pairs are which. The rule: the judge may be used alone where people voted on at least 30 pairs of the random sample and
 the lower end of the 95% interval of Cohen's kappa between the judge and their majority is at least `least` (0.4 by default, just
-short of what Landis and Koch 1977 call moderate). People's own word stands over the judge's wherever they gave it.
+short of what Landis and Koch 1977 call moderate), counted so that it does not matter which answer stands first
+(`truing.feedback.sides`). People's own word stands over the judge's wherever they gave it.
 """
 
 import math
@@ -17,12 +18,11 @@ from pydantic import Field
 
 from truing.data.problems import BadRow, DataError
 from truing.data.rows import rows
-from truing.feedback.agreement import cohen_kappa, krippendorff_alpha
-from truing.judges.judgement import Side
+from truing.feedback.sides import Side, same_side, side_alpha, side_kappa
 from truing.judges.ordering import Answered, Ordered, Pairing, prompt_hash
 from truing.randomness import counted_seed
 from truing.records import Message
-from truing.statistics import Estimate, wilson
+from truing.statistics import Estimate
 
 Why = Literal["least sure", "sample"]
 CHOICES: Mapping[str, Side] = {
@@ -74,7 +74,7 @@ class Routed:
 def routed(found: Sequence[Ordered], people: People, *, seed: int) -> list[Routed]:
     """The pairs for people, mixed: the random sample of all judged pairs first chosen, then of the rest the least sure.
 
-    Least sure is nearest to even between the orders' mean and one half; a pair without a judgement is the least sure of all.
+    Least sure is the probability over both orders nearest to one half; a pair without a judgement is the least sure of all.
     """
     pairs = [(ordered, one) for ordered in found for one in ordered.pairings]
     if not people.share or not pairs:
@@ -149,14 +149,14 @@ def read_votes(path: Path, asked: Iterable[Routed]) -> dict[str, Votes]:
         missing = [name for name in ("pair", "choice") if name not in row.cells]
         if missing:
             raise DataError(f"{where}: has no column {missing[0]}; it needs pair and choice, and annotator where there are several")
-        name, said = str(row.cells["pair"]), str(row.cells["choice"] or "").strip().lower()
+        name, said = _cell(row.cells["pair"]), _cell(row.cells["choice"]).lower()
         if not said:
             continue
         if name not in pairs:
             raise DataError(f"{where}: pair {name} is not among those that people were asked; take the row out")
         if said not in CHOICES:
             raise DataError(f"{where}: choice is {said!r}; write first, second, tie or both bad")
-        annotator = str(row.cells.get("annotator") or "one person")
+        annotator = _cell(row.cells.get("annotator")) or "one person"
         votes = by.setdefault(name, {})
         if annotator in votes:
             raise DataError(f"{where}: {annotator} votes on pair {name} again; keep one of the rows")
@@ -164,6 +164,13 @@ def read_votes(path: Path, asked: Iterable[Routed]) -> dict[str, Votes]:
         votes[annotator] = _other(side) if pairs[name].swapped else side
         bad[name] += said in BAD
     return {name: Votes(by=votes, both_bad=bad[name]) for name, votes in by.items()}
+
+
+def _cell(value: object) -> str:
+    """What stands in a cell; 0 is an answer, and a table's 1.0 is the 1 that was written."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
 
 
 def _other(side: Side) -> Side:
@@ -184,18 +191,23 @@ class Agreement:
     """Krippendorff's alpha among people on all that they voted on; None where nobody shared a pair."""
     together: Estimate | None
     """Alpha with the judge as one more annotator, on the sample."""
+    both_bad: int
+    """Votes that call both answers bad; the rule and the labels count them as ties."""
+    votes: int
+    """All votes."""
     alone: bool
     """Whether the judge's labels may be used alone."""
     said: str
     """The rule, and how it came out."""
 
 
-def agreement(asked: Sequence[Routed], votes: Mapping[str, Votes], people: People, *, seed: int = 0) -> Agreement:
-    """The figures on the sample and the decision by the rule of this module."""
+def agreement(asked: Sequence[Routed], votes: Mapping[str, Votes], people: People) -> Agreement:
+    """The figures on the sample and the decision by the rule of this module. Pairs of one prompt are no independent ones."""
     sample = [one for one in asked if one.why == "sample" and one.name in votes]
     judge: list[Side] = [one.pairing.judgement.side for one in sample]
     majority: list[Side] = [votes[one.name].majority for one in sample]
-    kappa = _defined(lambda: cohen_kappa(judge, majority, seed=seed, draws=2000)) if sample else None
+    prompts = [_prompt(one.name) for one in sample]
+    kappa = _defined(lambda: side_kappa(judge, majority, prompts))
     names = sorted({name for one in votes.values() for name in one.by})
     table = [[one.by.get(name) for name in names] for one in votes.values()]
     with_judge = [[side, *(votes[one.name].by.get(name) for name in names)] for side, one in zip(judge, sample, strict=True)]
@@ -205,13 +217,20 @@ def agreement(asked: Sequence[Routed], votes: Mapping[str, Votes], people: Peopl
     verdict = "its labels may be used alone" if alone else "only pairs that people labelled are written"
     return Agreement(
         pairs=len(sample),
-        same=wilson(sum(a == b for a, b in zip(judge, majority, strict=True)), len(sample)) if sample else None,
+        same=_defined(lambda: same_side(judge, majority, prompts)),
         kappa=kappa,
-        people=_defined(lambda: krippendorff_alpha(table, seed=seed, draws=2000)),
-        together=_defined(lambda: krippendorff_alpha(with_judge, seed=seed, draws=2000)),
+        people=_defined(lambda: side_alpha(table, [_prompt(name) for name in votes])),
+        together=_defined(lambda: side_alpha(with_judge, prompts)),
+        both_bad=sum(one.both_bad for one in votes.values()),
+        votes=sum(len(one.by) for one in votes.values()),
         alone=alone,
         said=f"kappa of judge and people on {len(sample)} random pairs {found}; {rule}: {verdict}",
     )
+
+
+def _prompt(name: str) -> str:
+    """The prompt's part of a pair's name."""
+    return name.partition("-")[0]
 
 
 def _defined(measure: Callable[[], Estimate]) -> Estimate | None:

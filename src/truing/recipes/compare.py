@@ -28,7 +28,7 @@ from truing.evals.panel import labelled, panel
 from truing.evals.result import Evaluation
 from truing.evals.tasks.evaluate import Model
 from truing.evals.verdicts import Asked, Pairing, Told, account, judged, judgements, pairings, told
-from truing.judges.judgement import Side
+from truing.feedback.sides import Side
 from truing.memory import give_back
 from truing.recipes.best_of import BestOf, best_of
 from truing.recipes.fit import MODEL, model_folder, model_path, template_of

@@ -127,6 +127,8 @@ class Judging:
         dropped: Counter[str],
     ) -> dict[str, Any]:
         problems = Counter(one.problem for verdict in verdicts for one in verdict.judgements.values() if one.problem)
+        judged = [one for verdict in verdicts for one in verdict.judged()]
+        prompts = [pair.key.rpartition("/")[0] for pair, verdict in zip(pairs, verdicts, strict=True) for _ in verdict.judgements]
         certain = [max(decision.probability, 1 - decision.probability) for decision in met]
         return {
             "pairs": len(pairs),
@@ -135,10 +137,7 @@ class Judging:
             "undecided": len(pairs) - len(records),
             "problems": dict(problems),
             "certainty": shown(bootstrap_mean(certain, seed=0)) if certain else None,
-            "judge": {
-                figure.name: {**shown(figure.value), "said": figure.said}
-                for figure in biases([one for verdict in verdicts for one in verdict.judged()])
-            },
+            "judge": {figure.name: {**shown(figure.value), "said": figure.said} for figure in biases(judged, clusters=prompts)},
             "conflicts": [asdict(quarrel) for quarrel in quarrels(met)],
             "comparisons_with_conflict": sum(bool(decision.conflicts) for decision in met),
         }

@@ -289,7 +289,7 @@ class _Work:
             found += zip(items, orders, strict=True)
             times += [str(row["at"])] * len(items)
             said = [pairing.judgement for order in orders for pairing in order.pairings if not pairing.judgement.problem]
-            self._log(pairs=len(said), flips=sum(one.flips for one in said), missing=sum(len(order.problems) for order in orders))
+            self._log(pairs=len(said), flips=sum(one.flips for one in said), missing=sum(order.missing for order in orders))
         self._account("the judge", orderer)
         kept.close()
         return found, times
@@ -297,21 +297,22 @@ class _Work:
     def _written(self, writer: Writer | None, items: Sequence[Asked], *, samples: int, seed: int) -> Mapping[str, object]:
         assert writer is not None, "what is kept is not made"
         row, spent = paid(writer, lambda: written(writer, items, samples=samples, seed=seed))
-        self._refuse([one.problem for group in read_written(row) for one in group], "answer")
+        problems = [one.problem for group in read_written(row) for one in group if one.problem]
+        self._refuse(len(problems), problems, "answer")
         return {**row, **spent}
 
     def _ordered(self, orderer: Orderer | None, answered: Sequence[Answered]) -> Mapping[str, object]:
         assert orderer is not None, "what is kept is not made"
         orders, spent = paid(orderer, lambda: orderer.order(answered))
-        self._refuse([problem for order in orders for problem in order.problems], "judgement")
+        what = "judgement" if any(order.pairings for order in orders) else "reward"
+        self._refuse(sum(order.missing for order in orders), [problem for order in orders for problem in order.problems], what)
         return {**as_line(orders), **spent}
 
-    def _refuse(self, problems: Sequence[str], what: str) -> None:
+    def _refuse(self, missing: int, problems: Sequence[str], what: str) -> None:
         """Raises for what is missing, where it is not to be left out; nothing of the chunk is kept then but servers' replies."""
-        missing = [problem for problem in problems if problem]
         if missing and self.config.on_failure == "stop":
             raise ValueError(
-                f"{self.config.run}: {len(missing)} {what}s are missing, such as: {missing[0]}. What came is kept, and the "
+                f"{self.config.run}: {missing} {what}s are missing, such as: {problems[0]}. What came is kept, and the "
                 f"same command asks for the rest; on_failure=skip leaves them out"
             )
 

@@ -29,7 +29,9 @@ class Labels:
     ties: int
     """Pairs or answers that were too near for a label."""
     missing: int
-    """Judgements or rewards that are missing."""
+    """Judgements or rewards that are missing, each counted."""
+    withheld: int
+    """Preferences of a judge that may not be used alone, on pairs that people did not label."""
     figures: list[Figure]
     known: list[Figure]
     """Against the preferences that the file itself holds."""
@@ -52,9 +54,9 @@ def labels_of(
     orders = [ordered for _, ordered in found]
     asked = routed(orders, people, seed=seed)
     votes: Mapping[str, Votes] = read_votes(people.file, asked) if people.file else {}
-    agreed = agreement(asked, votes, people, seed=seed) if people.file else None
+    agreed = agreement(asked, votes, people) if people.file else None
     records: list[Record] = []
-    ties = by_people = 0
+    ties = by_people = withheld = 0
     for ordered, at in zip(orders, times, strict=True):
         if agreed is None:
             labelled = records_of(ordered, labelling, at=at)
@@ -62,24 +64,32 @@ def labels_of(
             ties += labelled.ties
             continue
         for pairing in ordered.pairings:
-            pair = _with_people(ordered, pairing, votes.get(pair_name(ordered.answered, pairing)), agreed, labelling, at)
-            by_people += pair is not None and "people" in pair.tags.get("labelled_by", "")
-            ties += pair is None
-            records += [] if pair is None else [pair]
+            said = votes.get(pair_name(ordered.answered, pairing))
+            pair = _with_people(ordered, pairing, said, agreed, labelling, at)
+            if pair is not None:
+                by_people += pair.tags.get("labelled_by") == "people"
+                records.append(pair)
+            elif said is None and preference_of(pairing, labelling) is not None:
+                withheld += 1
+            elif said is not None or not pairing.judgement.problem:
+                ties += 1
     judged = [
         Judged(comparison=p.comparison(o.answered), judgement=p.judgement, own=_own(o, p, judge_model))
         for o in orders
         for p in o.pairings
     ]
-    known = [one for asked_, ordered in found for one in _known(asked_, ordered)]
+    prompts = [place for place, o in enumerate(orders) for _ in o.pairings]
+    known = [(place, one) for place, (asked_, ordered) in enumerate(found) for one in _known(asked_, ordered)]
+    of_known = [place for place, _ in known]
     return Labels(
         records=records,
         ordered=sum(sum(map(math.isfinite, ordered.scores)) >= 2 for ordered in orders),
         pairs=len(judged),
         ties=ties,
-        missing=sum(len(ordered.problems) for ordered in orders),
-        figures=biases(judged, seed=seed),
-        known=against(known, ["first"] * len(known), seed=seed),
+        missing=sum(ordered.missing for ordered in orders),
+        withheld=withheld,
+        figures=biases(judged, clusters=prompts, seed=seed),
+        known=against([one for _, one in known], ["first"] * len(known), clusters=of_known, seed=seed),
         routed=asked,
         agreement=agreed,
         by_people=by_people,
@@ -147,6 +157,7 @@ def report(
         "pairs_judged": labels.pairs,
         "too_near": labels.ties,
         "missing": labels.missing,
+        "withheld": labels.withheld,
         "servers": dict(paid),
         "judge": {figure.name: shown(figure.value) for figure in labels.figures},
         "against_the_file": {figure.name: shown(figure.value) for figure in labels.known},
@@ -162,6 +173,7 @@ def report(
         *([f"answers left out: {', '.join(left_out)}"] if left_out else []),
         *([f"{labels.ties} too near, tied or turned round"] if labels.ties else []),
         *([f"{labels.missing} judgements or rewards missing"] if labels.missing else []),
+        *([f"{labels.withheld} preferences of the judge withheld: it may not be used alone"] if labels.withheld else []),
         *([f"bad rows left out: {counts['bad_rows']} of {counts['rows']}"] if counts["bad_rows"] else []),
         *([f"servers: {read} tokens read, {said} said, cost {cost:.4f}"] if read or said else []),
         *(f"this time: {line}" for line in spent),
@@ -183,10 +195,13 @@ def report(
             "pairs": agreed.pairs,
             "alone": agreed.alone,
             "labels_by_people": labels.by_people,
+            "votes": agreed.votes,
+            "votes_both_bad": agreed.both_bad,
             **{name: None if value is None else shown(value) for name, value in figures.items()},
         }
         text += [f"{name.replace('_', ' ')}: {'not defined' if value is None else value}" for name, value in figures.items()]
-        text += [agreed.said, f"{labels.by_people} labels are people's"]
+        bad = f"; {agreed.both_bad} of {agreed.votes} votes call both answers bad, and count as ties" if agreed.both_bad else ""
+        text += [agreed.said, f"{labels.by_people} labels are people's{bad}"]
     elif labels.routed:
         result["agreement"] = None
         text.append("whether these labels may be used alone is not known before people have voted: people.file=VOTES")
