@@ -115,6 +115,25 @@ def test_a_long_trunk_makes_no_square_mask():
     assert sum(block.tail.numel() for block in layout.blocks) < 8003**2 / 20
 
 
+@pytest.mark.parametrize("block", [8, 40, 384])
+@pytest.mark.parametrize("beginning", [0, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention_says_what_scores_say(block, beginning, dtype):
+    """Long and short trees, whole and in pieces, with and without a common beginning; a window as long as the row hides nothing."""
+    trees = [replace(t, trunk=tuple(range(40, 40 + beginning)) + t.trunk) for t in random_trees(9, branches=3, longest=60)]
+    batch = TreeBatch.of(trees)
+    layout = attention.Layout.of(batch, dtype, block)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(len(batch.tokens), heads, 16, generator=generator).to(dtype) for heads in (6, 2, 2)]
+    fused, nearly = (attention._TreeAttention.apply(*rows, layout, 0.25, window, None) for window in (None, layout.longest))
+    assert torch.equal(fused, nearly)
+    unfused = replace(layout, longest=layout.longest + 1)
+    by_scores = attention._TreeAttention.apply(*rows, unfused, 0.25, layout.longest, None)
+    assert layout.longest == int(batch.positions.max()) + 1
+    tolerance = 2e-6 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(fused.float(), by_scores.float(), rtol=0, atol=tolerance)
+
+
 TINY = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 FAMILIES = {

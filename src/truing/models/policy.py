@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from truing.data.tree import Branch, Tree, TreeBatch
 from truing.functional import segment_sum, token_entropies, token_log_collision, token_log_probs
+from truing.memory import large_blocks_apart
 from truing.models import attention
 from truing.models.fused import fuse
 from truing.models.lora import AdaptersAsNow, has_lora
@@ -99,7 +100,10 @@ class Policy(nn.Module):
     def _recomputing(self, tokens: int) -> Iterator[None]:
         """Activation checkpointing layer by layer (Chen et al. 2016, arXiv 1604.06174) where a batch is large enough for it."""
         layers: list[Any] = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not layers or self.recompute_above is None or tokens <= self.recompute_above or not torch.is_grad_enabled():
+        large = self.recompute_above is not None and tokens > self.recompute_above
+        if large:
+            large_blocks_apart()
+        if not layers or not large or not torch.is_grad_enabled():
             yield
             return
         for layer in layers:
