@@ -138,6 +138,47 @@ def test_a_stronger_model_behind_an_endpoint_and_ppo(command: list[str], tmp_pat
         assert one.tags["revised"] == "false" or one.messages[-1].content == "I won't help to spill it."
 
 
+def test_a_server_that_is_down_ends_the_run_and_what_is_left_out_stays_out(
+    command: list[str], tmp_path: Path, truing: Truing
+) -> None:
+    """First at a critique, then at a verdict; then with on_failure=skip, where a server that is back changes nothing any more."""
+    after_a_verdict: list[str] = []
+
+    def answer(body: Mapping[str, Any]) -> str:
+        if "response_format" in body:
+            server.faults += after_a_verdict
+            after_a_verdict.clear()
+        return replied(body)
+
+    settings = [*command, "revisions=1", "evaluate_rows=1", "endpoint.model=strong", "endpoint.retries=0", "endpoint.concurrent=1"]
+    with serving(answer) as server:
+        server.faults = ["500"]
+        stopping = [*settings, f"endpoint.url={server.url}", f"run={tmp_path / 'stopping'}"]
+        code, _, err = truing(*stopping)
+        assert (code, "1 replies are missing, such as: critique 1: " in err) == (2, True), err
+        assert not (tmp_path / "stopping" / "sft").exists()
+        after_a_verdict.append("500")
+        code, _, err = truing(*stopping)
+        assert (code, "the same command asks for the rest" in err) == (2, True), err
+        assert not (tmp_path / "stopping" / "pairs" / "current.json").exists()
+        assert truing(*stopping)[0] == 0
+        asked = [json.dumps(body, sort_keys=True) for body in server.seen]
+        assert len(asked) - len(set(asked)) == 2, "only what had failed is asked again"
+        whole = json.loads((current(tmp_path / "stopping", "pairs") / "account.json").read_bytes())
+        assert whole["problems"] == {}
+
+        skipping = [*settings, f"endpoint.url={server.url}", "on_failure=skip", f"run={tmp_path / 'skipping'}"]
+        server.faults = ["500"]
+        after_a_verdict.append("500")
+        assert truing(*skipping)[0] == 0
+        for stage in ("revisions", "pairs"):
+            account = json.loads((current(tmp_path / "skipping", stage) / "account.json").read_bytes())
+            assert sum("status 500" in problem for problem in account["problems"]) == 1
+        count = len(server.seen)
+        code, _, err = truing(*skipping)
+        assert (code, len(server.seen)) == (0, count), err
+
+
 def test_feedback_from_two_places_is_refused(command: list[str], tmp_path: Path, truing: Truing) -> None:
     both = ["feedback_model=x", "endpoint.url=http://127.0.0.1:9/v1", "endpoint.model=x", f"run={tmp_path / 'run'}"]
     code, _, err = truing(*command, *both)

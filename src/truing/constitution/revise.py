@@ -72,6 +72,8 @@ class Revised:
     rounds: tuple[Round, ...]
     problem: str = ""
     """Why it went no further; empty where it came to its end."""
+    missing: bool = False
+    """Whether the critic failed to reply, which may go well at another time, and did not reply badly."""
 
     @property
     def last(self) -> str:
@@ -88,13 +90,13 @@ class Revised:
     def as_json(self) -> dict[str, Any]:
         """As it is kept; the prompt is kept by who keeps it."""
         rounds = [{"principle": one.principle, "critique": one.critique, "revision": one.revision} for one in self.rounds]
-        return {"answer": self.answer, "rounds": rounds, "problem": self.problem}
+        return {"answer": self.answer, "rounds": rounds, "problem": self.problem, "missing": self.missing}
 
     @classmethod
     def from_json(cls, prompt: Prompt, raw: Mapping[str, Any]) -> "Revised":
         """What `as_json` gave."""
         rounds = tuple(Round(**one) for one in raw["rounds"])
-        return cls(prompt=prompt, answer=raw["answer"], rounds=rounds, problem=raw["problem"])
+        return cls(prompt=prompt, answer=raw["answer"], rounds=rounds, problem=raw["problem"], missing=raw.get("missing", False))
 
 
 def read_shots(path: Path = SHOTS) -> tuple[Shot, ...]:
@@ -120,8 +122,8 @@ class Reviser:
         places = range(len(prompts)) if places is None else places
         first = self._write(self.author, [prompt.messages for prompt in prompts], counted_seed(seed, "answers", *places[:1]))
         now = [
-            Revised(prompt=prompt, answer=text, rounds=(), problem=problem and f"answer: {problem}")
-            for prompt, (text, problem) in zip(prompts, first, strict=True)
+            Revised(prompt=prompt, answer=text, rounds=(), problem=problem and f"answer: {problem}", missing=missing)
+            for prompt, (text, problem, missing) in zip(prompts, first, strict=True)
         ]
         for number in range(self.rounds):
             going = [i for i, one in enumerate(now) if not one.problem]
@@ -148,16 +150,16 @@ class Reviser:
         asked = [self._asked(CRITIQUE, now[i], principle, "") for i, principle in chosen.items()]
         said = self._write(self.critic, asked, counted_seed(seed, "critique"))
         critiques = dict(zip(chosen, said, strict=True))
-        for i, (_, problem) in critiques.items():
+        for i, (_, problem, missing) in critiques.items():
             if problem:
-                now[i] = _failed(now[i], f"critique {len(now[i].rounds) + 1}: {problem}")
+                now[i] = _failed(now[i], f"critique {len(now[i].rounds) + 1}: {problem}", missing)
         going = [i for i in chosen if not now[i].problem]
         if not going:
             return
         asked = [self._asked(REVISION, now[i], chosen[i], critiques[i][0]) for i in going]
-        for i, (text, problem) in zip(going, self._write(self.critic, asked, counted_seed(seed, "revision")), strict=True):
+        for i, (text, problem, missing) in zip(going, self._write(self.critic, asked, counted_seed(seed, "revision")), strict=True):
             if problem:
-                now[i] = _failed(now[i], f"revision {len(now[i].rounds) + 1}: {problem}")
+                now[i] = _failed(now[i], f"revision {len(now[i].rounds) + 1}: {problem}", missing)
                 continue
             done = Round(principle=chosen[i].id, critique=critiques[i][0], revision=text)
             now[i] = Revised(prompt=now[i].prompt, answer=now[i].answer, rounds=(*now[i].rounds, done))
@@ -171,8 +173,8 @@ class Reviser:
         request, told = _conversation(one.prompt.messages), worded(principle)
         return (*turns, _user(wording.format(request=request, answer=one.last, principle=told, critique=critique)))
 
-    def _write(self, writer: Writer, talks: Sequence[Messages], seed: int) -> list[tuple[str, str]]:
-        """Text and problem of one answer to each conversation."""
+    def _write(self, writer: Writer, talks: Sequence[Messages], seed: int) -> list[tuple[str, str, bool]]:
+        """Text and problem of one answer to each conversation, and whether the writer failed."""
         written = writer([Prompt(messages=talk) for talk in talks], samples=1, seed=seed)
         return [_kept(answers[0]) for answers in written]
 
@@ -183,16 +185,16 @@ def whole_sentences(text: str) -> str:
     return text[: end + 1].strip()
 
 
-def _kept(said: Said) -> tuple[str, str]:
+def _kept(said: Said) -> tuple[str, str, bool]:
     """What is gone on with: a finished text, of a cut one its whole sentences."""
     if said.problem:
-        return "", said.problem
+        return "", said.problem, True
     text = said.text.strip() if said.stop == "end" else whole_sentences(said.text)
-    return text, "" if text else "the writer came to no whole sentence"
+    return text, "" if text else "the writer came to no whole sentence", False
 
 
-def _failed(one: Revised, problem: str) -> Revised:
-    return Revised(prompt=one.prompt, answer=one.answer, rounds=one.rounds, problem=problem)
+def _failed(one: Revised, problem: str, missing: bool = False) -> Revised:
+    return Revised(prompt=one.prompt, answer=one.answer, rounds=one.rounds, problem=problem, missing=missing)
 
 
 def _conversation(messages: Messages) -> str:

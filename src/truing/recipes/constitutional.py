@@ -34,7 +34,7 @@ from truing.recipes import judging as judging_recipe
 from truing.recipes import ppo, preference, revising, reward_model, sft
 from truing.recipes.align import PolicyStage, Stage
 from truing.recipes.examples import STORES
-from truing.recipes.feedback_model import FeedbackModel, LocalFeedback, RemoteFeedback, model_of
+from truing.recipes.feedback_model import FeedbackModel, LocalFeedback, OnFailure, RemoteFeedback, model_of
 from truing.recipes.judging import Judging
 from truing.recipes.revising import Asked, Revising, asked_of, digest
 from truing.recipes.selection import Selection, Side
@@ -81,6 +81,8 @@ class Config:
     """The model that critiques, revises and judges: folder, run or hub name; null is the model that is trained, at its start."""
     endpoint: Endpoint | None = None
     """A server whose model critiques, revises and judges instead: endpoint.url=http://HOST:PORT/v1 endpoint.model=NAME."""
+    on_failure: OnFailure = "stop"
+    """Whether a reply that the server owes in the end stops the run (the same command asks again), or is left out and counted."""
     revisions: Annotated[int, Field(ge=0)] = 2
     """Critiques and revisions of each harmful prompt's answer."""
     answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=64, temperature=0.7))
@@ -190,6 +192,7 @@ def _demonstrate(config: Config, feedback: FeedbackModel, sinks: Sequence[Sink])
         answers=config.answers,
         critiques=config.critiques,
         seed=config.seed,
+        on_failure=config.on_failure,
     )
     harmful, harmless = (_prompts(data, "train") for data in (config.harmful, config.harmless))
     path = make(harmful, harmless, config.run / "revisions", counted(sinks, "answers, critiques, revisions"))
@@ -209,6 +212,7 @@ def _prefer(config: Config, feedback: FeedbackModel, sinks: Sequence[Sink]) -> d
         rule=config.rule,
         sure=config.sure,
         seed=config.seed,
+        on_failure=config.on_failure,
     )
     asked = _asked(config)
     path = make(asked, config.run / "pairs", (counted(sinks, "answers in pairs"), counted(sinks, "pairs judged by principles")))

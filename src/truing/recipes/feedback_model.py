@@ -1,10 +1,11 @@
 """Who critiques, revises and judges in place of people: a model here, or one behind an endpoint, loaded when first asked."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from truing.endpoint import Client, Endpoint, Replies
 from truing.evals.tasks.evaluate import Model
@@ -90,3 +91,16 @@ class RemoteFeedback:
 
 
 FeedbackModel = LocalFeedback | RemoteFeedback
+OnFailure = Literal["stop", "skip"]
+
+
+def refuse_missing(problems: Sequence[str], of: FeedbackModel, on_failure: OnFailure) -> None:
+    """Raises ValueError where a model behind an endpoint has failed in the end and its word is not to be left out.
+
+    Nothing of the chunk is kept then but the replies that came. A model in this process fails the same way every time.
+    """
+    if problems and of.retries and on_failure == "stop":
+        raise ValueError(
+            f"{of.name}: {len(problems)} replies are missing, such as: {problems[0]}. What came is kept, and the same command asks "
+            f"for the rest; on_failure=skip leaves them out"
+        )

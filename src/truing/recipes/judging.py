@@ -15,7 +15,7 @@ from truing.evals.tasks.evaluate import Model
 from truing.judges import Comparison
 from truing.judges.bias import biases
 from truing.randomness import counted_seed
-from truing.recipes.feedback_model import FeedbackModel
+from truing.recipes.feedback_model import FeedbackModel, OnFailure, refuse_missing
 from truing.recipes.revising import Asked, digest
 from truing.records import Preference
 from truing.rollouts.sampler import Decoding
@@ -55,11 +55,16 @@ class Judging:
     rule: Rule
     sure: float
     seed: int
+    on_failure: OnFailure = "stop"
+    """Whether a verdict that an endpoint owes in the end stops the stage, or is left out for good."""
 
     def __call__(self, asked: Sequence[Asked], folder: Path, progress: tuple[Tick, Tick]) -> Path:
         """The file of preferences with soft labels; beside it the conflicts met and the account of all pairs."""
         home = folder / self._identity(asked)
         make_folder(home)
+        path = home / PREFERENCES
+        if (home / ACCOUNT).is_file():
+            return path  # what trainings have begun on stays as it is
         said = in_chunks(asked, SAMPLED, home / "answers.jsonl", self._sample, progress[0])
         pairs, dropped = _pairs(asked, said)
         raw = in_chunks(pairs, JUDGED, home / "verdicts.jsonl", self._ask, progress[1], self._settled)
@@ -68,7 +73,6 @@ class Judging:
         records = self._preferences(pairs, decisions)
         if not records:
             raise ValueError(f"{folder}: no pair has a preference; see {home / 'verdicts.jsonl'} for why")
-        path = home / PREFERENCES
         write(path, records, USUAL[Preference])
         met = [decision for decision in decisions if decision is not None]
         write_file(home / CONFLICTS, conflict_report(met).encode())
@@ -83,7 +87,8 @@ class Judging:
         return digest(parts)[:16]
 
     def _settled(self, value: Any) -> bool:
-        return not (self.judge.retries and any(one["problem"] for one in value.values()))
+        """What was left out before is asked again where it is not to be left out."""
+        return not (self.judge.retries and self.on_failure == "stop" and any(one["problem"] for one in value.values()))
 
     def _sample(self, chunk: Sequence[Asked], number: int, tick: Tick) -> Iterable[Any]:
         writer = LocalWriter(
@@ -102,6 +107,8 @@ class Judging:
             seed=self.seed,
             places=[pair.place for pair in chunk],
         )
+        problems = [one.problem for verdict in found for one in verdict.judgements.values() if one.problem]
+        refuse_missing(problems, self.judge, self.on_failure)
         return [verdict.as_json() for verdict in found]
 
     def _preferences(self, pairs: Sequence[Pair], decisions: Sequence[Decision | None]) -> list[Preference]:

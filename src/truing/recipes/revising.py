@@ -13,7 +13,7 @@ from truing.data.write import USUAL, write
 from truing.evals.tasks.evaluate import Model
 from truing.evals.tasks.xstest import reply
 from truing.randomness import counted_seed
-from truing.recipes.feedback_model import FeedbackModel
+from truing.recipes.feedback_model import FeedbackModel, OnFailure, refuse_missing
 from truing.records import Demonstration, Prompt
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter
@@ -51,12 +51,17 @@ class Revising:
     answers: Decoding
     critiques: Decoding
     seed: int
+    on_failure: OnFailure = "stop"
+    """Whether a reply that an endpoint owes in the end stops the stage, or its prompt is left out for good."""
 
     def __call__(self, harmful: Sequence[Prompt], harmless: Sequence[Prompt], folder: Path, progress: Tick) -> Path:
         """The file of demonstrations: of harmful prompts the last revision, of harmless ones the answer."""
         asked = asked_of(harmful, harmless)
         home = folder / self._identity(asked)
         make_folder(home)
+        path = home / DEMONSTRATIONS
+        if (home / ACCOUNT).is_file():
+            return path  # what trainings have begun on stays as it is
         raw = in_chunks(asked, CHUNK, home / "raw.jsonl", self._compute, progress, self._settled)
         found = [(item, Revised.from_json(item.prompt, raw[item.key])) for item in asked]
         provenance = {
@@ -72,7 +77,6 @@ class Revising:
         ]
         if not records:
             raise ValueError(f"{folder}: no answer was revised to its end; see {home / 'raw.jsonl'} for why")
-        path = home / DEMONSTRATIONS
         write(path, records, USUAL[Demonstration])
         write_file(home / ACCOUNT, to_json(account(found), indent=1))
         return path
@@ -85,8 +89,8 @@ class Revising:
         return digest(parts)[:16]
 
     def _settled(self, value: Any) -> bool:
-        """A failure behind an endpoint may pass, so it is asked again at the next start."""
-        return not (self.critic.retries and value["problem"])
+        """What was left out before is asked again where it is not to be left out."""
+        return not (self.critic.retries and self.on_failure == "stop" and value.get("missing", False))
 
     def _compute(self, chunk: Sequence[Asked], number: int, tick: Tick) -> Iterable[Any]:
         writer = LocalWriter(
@@ -110,6 +114,7 @@ class Revising:
                 places = [item.place for item in items]
                 done = reviser([item.prompt for item in items], seed=counted_seed(self.seed, "revise", number), places=places)
                 found |= {item.key: one for item, one in zip(items, done, strict=True)}
+        refuse_missing([one.problem for one in found.values() if one.missing], self.critic, self.on_failure)
         return [found[item.key].as_json() for item in chunk]
 
 
