@@ -120,6 +120,17 @@ def zygote(tiny_model_folder: Path) -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="session")
+def ending_model(zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after SFT, so that its answers end."""
+    folder = tmp_path_factory.mktemp("ending") / "sft"
+    settings = [f"data.path={pairs_file}", f"model={tiny_model_folder}", "dtype=fp32", "epochs=6", "batch_size=8"]
+    argv = ["train", "sft", *settings, "optimizer.lr=1e-2", "save_every=0", "evaluate_every=0", f"run={folder}"]
+    log = folder.parent / "log"
+    assert zygote(argv, log) == [0], log.read_text()
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The folder of HuggingFaceTB/SmolLM2-135M-Instruct, made once per machine. For tests marked `smollm2`."""
     from truing.models.packaged import PackageUnavailableError

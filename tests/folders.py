@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-CLOCKS = ("timing.jsonl", "environment.json", "lock")
+CLOCKS = ("timing.jsonl", "labelled.json", "environment.json", "lock")
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,7 +1,9 @@
 """`truing train constitutional` with a tiny model, from prompts to figures: alone, stopped and continued, by a server, by PPO."""
 
 import json
+import random
 import re
+import signal
 import string
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 
 from chat_server import serving
+from folders import CLOCKS, files
 from samples import Truing
 from truing.data.read import read
 from truing.recipes import constitutional, judging
 from truing.records import Demonstration, Preference
+from zygote import Zygote
 
 TOPICS = ("tea", "milk", "held")
 NAMES = ("safe", "sound", "brief")
@@ -23,6 +27,11 @@ NAMES = ("safe", "sound", "brief")
 def command(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Small settings; a sentence of the random model may end with any letter, or it would hardly ever say one."""
     monkeypatch.setattr("truing.constitution.revise.ENDS", string.ascii_letters)
+    return small(tiny_model_folder, tmp_path)
+
+
+def small(model: Path, tmp_path: Path) -> list[str]:
+    """Three topics of three requests a side, one of them held out."""
     for name, ask in (("harmful", "spill"), ("harmless", "warm")):
         rows = [
             f"How do I {ask} {topic} {i}?,{topic}" + (",warm|hot" if ask == "warm" else "") for topic in TOPICS for i in range(3)
@@ -30,7 +39,7 @@ def command(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / f"{name}.csv").write_text("\n".join(["prompt,topic" + (",expects" if ask == "warm" else ""), *rows]) + "\n")
     data = [f"{side}.{key}" for side in ("harmful", "harmless") for key in ("held_out_by=topic", "held_out=[held]")]
     return [
-        *("train", "constitutional", f"model={tiny_model_folder}", "lora=null", "dtype=fp32"),
+        *("train", "constitutional", f"model={model}", "lora=null", "dtype=fp32"),
         *(f"harmful.path={tmp_path / 'harmful.csv'}", f"harmless.path={tmp_path / 'harmless.csv'}", *data),
         *("answers.max_tokens=12", "critiques.max_tokens=8", "evaluation.max_tokens=4", "samples=2", "principles=2"),
         *("sft.batch_size=4", "sft.epochs=1", "preference.batch_size=4", "shots=" + str(shots(tmp_path))),
@@ -177,6 +186,80 @@ def test_a_server_that_is_down_ends_the_run_and_what_is_left_out_stays_out(
         count = len(server.seen)
         code, _, err = truing(*skipping)
         assert (code, len(server.seen)) == (0, count), err
+
+
+def test_trap_23_killed_at_any_moment_a_constitutional_run_ends_at_the_same_bytes(
+    zygote: Zygote, ending_model: Path, tmp_path: Path
+) -> None:
+    """Of the logs of chunks what they say: a chunk that was killed half way is done again."""
+    argv = [*small(ending_model, tmp_path), "answers.max_tokens=24", "critiques.max_tokens=24", "revisions=1", "principles=1"]
+    argv += ["evaluate_rows=1", "answers.temperature=1.0", "sft.batch_size=6", "preference.batch_size=8"]
+    run, whole, log = tmp_path / "run", tmp_path / "whole", tmp_path / "log"
+    assert zygote([*argv, f"run={run}"], log) == [0], log.read_text()
+    seconds, rng, kills = zygote.seconds, random.Random("constitutional"), 0
+    run.rename(whole)  # the same path again: it is part of who answered
+    for _ in range(50):
+        stop = {"seconds": rng.uniform(0.05, 0.6) * seconds} if kills < 4 else {}
+        codes = zygote([*argv, f"run={run}"], log, **stop)
+        if codes == [0]:
+            break
+        assert codes == [-signal.SIGKILL], log.read_text()
+        kills += 1
+    assert kills >= 2
+    mine, theirs = (kept(folder) for folder in (run, whole))
+    assert sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)) == [], log.read_text()
+    assert "preference/model/model.safetensors" in mine
+
+
+def kept(run: Path) -> dict[str, object]:
+    """All files but those that hold the clock."""
+    found: dict[str, object] = {name: data for name, data in files(run).items() if Path(name).name not in CLOCKS}
+    for name in found:
+        if Path(name).name in ("raw.jsonl", "answers.jsonl", "verdicts.jsonl"):
+            found[name] = {row["key"]: row["value"] for row in map(json.loads, (run / name).read_text().splitlines())}
+    result = json.loads((run / "result.json").read_bytes())
+    return found | {"result.json": {name: value for name, value in result.items() if name != "seconds_of_this_command"}}
+
+
+def test_how_verdicts_are_asked_for_and_what_turns_round_are_settings(command: list[str], tmp_path: Path, truing: Truing) -> None:
+    """Two of three reasoned verdicts for the shorter answer: 2.5 of 4; then nearly all for the first one: pairs that flip."""
+    always_first = False
+
+    def answer(body: Mapping[str, Any]) -> str:
+        if "response_format" not in body:
+            return replied(body)
+        assert list(body["response_format"]["json_schema"]["schema"]["properties"]) == ["reasoning", "verdict"]
+        said = json.loads(replied(body))["verdict"]
+        asked = json.dumps(body["messages"])
+        told[asked] = told.get(asked, 0) + 1
+        third = told[asked] % 3 == 0
+        if always_first:
+            said = said if third else "A"
+        elif third and said != "tie":
+            said = "AB".replace(said, "")
+        return json.dumps({"reasoning": "By length.", "verdict": said})
+
+    told: dict[str, int] = {}
+    settings = [*command, "revisions=0", "evaluate_rows=1", "principles=1", "verdicts.samples=3", "verdicts.temperature=1"]
+    settings += ["verdicts.reasoning=true", "endpoint.model=strong", "endpoint.concurrent=1"]
+    with serving(answer) as server:
+        settings += [f"endpoint.url={server.url}"]
+        code, _, err = truing(*settings, f"run={tmp_path / 'run'}")
+        assert code == 0, err
+        pairs = read(current(tmp_path / "run", "pairs") / "preferences.jsonl", on_bad_row="skip").records
+        assert {one.probability for one in pairs if isinstance(one, Preference)} == {0.625}
+        assert "labelled_at" in json.loads((current(tmp_path / "run", "pairs") / "labelled.json").read_bytes())
+        always_first = True
+        code, _, err = truing(*settings, "on_flip=drop", f"run={tmp_path / 'flips'}")
+        assert (code, "no pair has a preference" in err) == (2, True), err
+    code, _, err = truing(*settings, "verdicts.temperature=0", f"run={tmp_path / 'run'}")
+    assert (code, "set verdicts.temperature=1, or verdicts.samples=1" in err) == (2, True), err
+
+
+def test_strict_makes_errors_of_what_is_out_of_the_ordinary(command: list[str], tmp_path: Path, truing: Truing) -> None:
+    code, _, err = truing(*command, "strict=true", "revisions=0", f"run={tmp_path / 'run'}")
+    assert (code, "strict=true, and" in err) == (2, True), err
+    assert not (tmp_path / "run" / "sft" / "model").exists()
 
 
 def test_feedback_from_two_places_is_refused(command: list[str], tmp_path: Path, truing: Truing) -> None:

@@ -218,6 +218,55 @@ def test_six_pairs_of_one_prompt_that_fail_alike_are_six(truing: Truing, tmp_pat
     assert (result["missing"], result["too_near"], result["records"]) == (6, 0, 0)
 
 
+PRINCIPLES = """name: two
+principles:
+  - {id: long, text: A good answer is long., source: me, priority: 2, aim: helpful}
+  - {id: short, text: A good answer is short., source: me, priority: 1, aim: honest, scope: {when: asked so, words: [brief]}}
+"""
+
+
+def by_length(body: Mapping[str, Any]) -> str:
+    """A server that keeps to the principle that it is told: the longer or the shorter answer."""
+    found, said = asks_to_judge(body), body["messages"][-1]["content"]
+    assert found is not None
+    first, second = map(len, found)
+    longer = "A" if first > second else "B"
+    return json.dumps({"verdict": longer if "is long." in said else "AB".replace(longer, "")})
+
+
+def test_a_constitution_orders_answers_and_its_conflicts_are_told(truing: Truing, tmp_path: Path) -> None:
+    path, principles, run = tmp_path / "ranked.jsonl", tmp_path / "two.yaml", tmp_path / "run"
+    rows = [{"prompt": f"Which {i}, {'in brief' if i < 2 else 'please'}?", "responses": ["a", "bb", "ccc"]} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    principles.write_text(PRINCIPLES)
+    with serving(by_length) as server:
+        words = ["label", f"data.path={path}", "by=constitution", f"by.constitution={principles}", "write.form=pairs", f"run={run}"]
+        words += [f"by.endpoint.url={server.url}", "by.endpoint.model=strong", "by.endpoint.retries=0", "by.endpoint.wait=0.001"]
+        server.faults = ["500"]
+        code, _, err = truing(*words)
+        assert (code, "1 judgements are missing, such as: server error" in err) == (2, True), err
+        code, out, err = truing(*words)
+        assert code == 0, err
+        asked, labels = len(server.seen), (run / "labels.jsonl").read_bytes()
+        assert truing(*words)[0] == 0  # from what was kept
+    assert (run / "labels.jsonl").read_bytes() == labels
+    assert len(server.seen) == asked == 2 * (18 + 6) + 1, "both orders of 18 pairs by one principle, of 6 by a second"
+    records = read(run / "labels.jsonl").records
+    assert len(records) == 18
+    for one in records:
+        assert isinstance(one, Preference)
+        brief = "brief" in one.prompt[-1].content
+        assert (len(one.chosen) < len(one.rejected)) is brief
+        assert (one.tags["decided_by"], one.tags.get("conflicts")) == (("short", "short/long") if brief else ("long", None))
+        assert one.tags["labelled_by"] == "two by strong"
+    result = json.loads((run / "result.json").read_text())
+    assert (result["pairs_judged"], result["pairs_with_conflict"], result["judge"]["judged"]["n"]) == (18, 6, 24)
+    assert result["conflicts"] == [
+        {"one": "long", "other": "short", "met": 6, "disagreed": 6, "one_decided": 0, "other_decided": 6}
+    ]
+    assert "in 6 of them principles disagreed" in out
+
+
 def test_people_and_a_judge_together(truing: Truing, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["label", f"data.path={pairs_file(tmp_path, 60)}", "write.form=pairs", f"run={run}"]
@@ -280,6 +329,11 @@ def test_a_model_writes_and_judges_in_this_process(truing: Truing, tiny_model_fo
     [
         (["by=reward", "by.parts.brief=length_window", "people.share=0.1", "write.form=pairs"], "set by=judge"),
         (["by=judge", "people.share=0.1"], "set write.form=pairs"),
+        (
+            ["by=constitution", "by.model=x", "by.endpoint.url=http://x/v1", "by.endpoint.model=x", "given=false"],
+            "leave one of them out",
+        ),
+        (["by=constitution", "by.verdicts.samples=3", "given=false"], "set by.verdicts.temperature=1"),
         (["by=judge", "people.file=votes.csv"], "set people.share"),
         (["by=reward", "given=false"], "by.parts has no part"),
         (["by=reward", "by.parts.brief=length_window", "given=false"], "set unit=words, or by.tokenizer=MODEL"),

@@ -112,17 +112,6 @@ def test_the_packaged_configurations_are_whole(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ending_model(zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model after SFT, so that its answers end."""
-    folder = tmp_path_factory.mktemp("ending") / "sft"
-    settings = [f"data.path={pairs_file}", f"model={tiny_model_folder}", "dtype=fp32", "epochs=6", "batch_size=8"]
-    argv = ["train", "sft", *settings, "optimizer.lr=1e-2", "save_every=0", "evaluate_every=0", f"run={folder}"]
-    log = folder.parent / "log"
-    assert zygote(argv, log) == [0], log.read_text()
-    return folder
-
-
-@pytest.fixture(scope="module")
 def common(ending_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     rule = tmp_path_factory.mktemp("rule") / "rule.py"
     rule.write_text(RULE)
@@ -137,6 +126,7 @@ WAYS = {
     "iterative IPO": ("loss=ipo", "earlier_share=0.5"),
     "expert iteration": ("learn=best_of_n",),
     "self-play": ("by=shown", "samples=1"),
+    "a constitution": ("by=constitution", "labelling.on_flip=average"),
     "RLOO against a reward model of round 1": (
         "learn=rloo",
         "policy.steps=2",
@@ -151,8 +141,17 @@ def test_rounds_keep_what_they_sampled_and_labelled_and_their_models(
     way: str, common: list[str], truing: Truing, tmp_path: Path
 ) -> None:
     argv = [*common, *WAYS[way], f"run={tmp_path / 'run'}"]
+    if way in ("self-play", "a constitution"):
+        argv = [one for one in argv if not one.startswith("by.parts") and one != "by=reward"]
     if way == "self-play":
-        argv = [one for one in argv if not one.startswith("by.") and one != "by=reward" and one != "samples=3"]
+        argv.remove("samples=3")
+    if way == "a constitution":
+        path = tmp_path / "short.yaml"
+        path.write_text(
+            "name: short\nprinciples:\n  - {id: brief, text: An answer is brief., source: me, priority: 1, aim: helpful}\n"
+        )
+        (model,) = [one for one in argv if one.startswith("model=")]
+        argv += [f"by.{model}", f"by.constitution={path}"]
     code, _, err = truing(*argv)
     assert code == 0, err
     result = json.loads((tmp_path / "run" / "result.json").read_bytes())
@@ -177,6 +176,13 @@ def test_rounds_keep_what_they_sampled_and_labelled_and_their_models(
         scored = [(len(one.chosen) + one.chosen.count("e") / 7, len(one.rejected) + one.rejected.count("e") / 7) for one in pairs]
         assert all(better > worse for better, worse in scored)
         assert {one.tags["chosen_by"] for one in pairs} == {"round 1"}
+    if way == "a constitution":
+        assert all(0 < row["judge_position"] < 1 and row["missing"] == 0 for row in rows)
+        told = (tmp_path / "run" / "round-1" / "judge.txt").read_text()
+        assert all(line in err for line in told.splitlines() if line), "what the judge is biased by is printed"
+        pairs = read(tmp_path / "run" / "round-1" / PAIRS, kind=Preference).records
+        assert all(one.tags["decided_by"] for one in pairs)
+        assert "labelled_at" in json.loads((tmp_path / "run" / "round-1" / "labelled.json").read_bytes())
     if way == "RLOO against a reward model of round 1":
         assert (tmp_path / "run" / "round-1" / "reward_model" / "result.json").is_file()
         assert not (tmp_path / "run" / "round-2" / "reward_model").exists()

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from test_revise import prompt, two
-from truing.constitution.conflicts import Conflict, Decision
-from truing.constitution.prefer import Verdict, ask_principles, preference
-from truing.constitution.principles import read_constitution
+from truing.constitution.conflicts import Conflict, Decision, conflict_report
+from truing.constitution.prefer import JudgeBy, OnFlip, Principled, Verdict, ask_principles, decision_of, preference
+from truing.constitution.principles import Constitution, read_constitution
 from truing.judges import Comparison, Judge, Judgement, Opinion, both_orders
 
 
@@ -117,3 +117,82 @@ def test_verdicts_are_kept_as_they_were_problems_too(tmp_path: Path) -> None:
     assert kept.judgements["tea"].problem == "gone"
     assert math.isnan(kept.judgements["tea"].probability)
     assert len(kept.judged()) == 2
+
+
+def test_a_constitution_is_a_judge_of_answers_that_does_not_hang_on_their_order(tmp_path: Path) -> None:
+    """Both principles are of one priority and sure: a pair about tea is torn between them; one about milk has only the first."""
+    judge = principled(two(tmp_path), Letters)
+    pairs = [pair("Milk?", "ooo", "ttt"), pair("Tea?", "ooo", "ttt"), pair("Tea?", "ooottt", "o")]
+    milk, torn, clear = judge(pairs)
+    assert (milk.side, milk.probability) == ("first", pytest.approx(0.9))
+    assert milk.decided is not None
+    assert milk.decided.by == ("one",)
+    assert (torn.side, torn.probability) == ("tie", pytest.approx(0.5))
+    assert torn.decided is not None
+    assert torn.decided.conflicts == (("one", "tea"),)
+    assert (clear.side, clear.orders) == ("first", pytest.approx((0.9, 0.9)))
+    for there, back in zip((milk, torn, clear), judge([one.swapped() for one in pairs]), strict=True):
+        assert back.probability == pytest.approx(1 - there.probability)
+        assert back.swapped().decided is not None
+        assert back.decided is not None
+        assert there.decided is not None
+        assert back.swapped().decided.conflicts == there.decided.conflicts  # type: ignore[union-attr]
+        assert set(back.decided.parts) == set(there.decided.parts)
+    assert conflict_report([decision_of(torn.decided)]).splitlines()[0].startswith("1 comparisons; in 1 of them")
+
+
+def test_the_principles_of_a_pair_are_drawn_by_the_pair_alone() -> None:
+    judge = replace(principled(read_constitution(), Letters), principles=3)
+    pairs = [pair(f"Milk {i}?", "ooo", "ttt") for i in range(6)]
+    asked = [set(one.decided.parts) for one in judge(pairs) if one.decided is not None]
+    assert [len(names) for names in asked] == [3] * 6
+    assert len(set().union(*asked)) > 3
+    assert [set(one.decided.parts) for one in judge(pairs[::-1]) if one.decided is not None] == asked[::-1]
+
+
+def test_principles_that_are_missing_are_counted_each_and_none_decides_nothing(tmp_path: Path) -> None:
+    (some,) = principled(two(tmp_path), lambda rubric: Letters(rubric, broken="is tea."))([pair("Tea?", "ooo", "ttt")])
+    assert (some.problem, some.problems, some.side) == ("", ("gone",), "first")
+    (none,) = principled(two(tmp_path), lambda rubric: Letters(rubric, broken="is"))([pair("Tea?", "ooo", "ttt")])
+    assert (none.problem, none.problems) == ("gone", ("gone", "gone"))
+    assert math.isnan(none.probability)
+
+
+@dataclass
+class Leans(Letters):
+    """Sure of the answer that stands first; of the second principle's, that the first answer is better whichever stands first."""
+
+    def opinions(self, shown: Sequence[Comparison]) -> list[Opinion]:
+        if "is one." in self.rubric:
+            return [Opinion(probability=0.98 if "o" in c.first else 0.6) for c in shown]
+        return [Opinion(probability=0.3 if "o" in c.first else 0.7) for c in shown]
+
+
+ODDS = math.sqrt(0.98 / 0.02 * 0.4 / 0.6)
+
+
+@pytest.mark.parametrize(("on_flip", "probability"), [("average", (ODDS / (1 + ODDS) + 0.3) / 2), ("tie", 0.4), ("drop", 0.3)])
+def test_what_turns_round_with_the_order_is_averaged_a_tie_or_nothing(on_flip: OnFlip, probability: float, tmp_path: Path) -> None:
+    """Principle one says 0.98, and 0.4 in the other order; principle tea says 0.3 in both; the rule is the mean."""
+    judge = replace(principled(two(tmp_path), Leans), rule="average", on_flip=on_flip)
+    (found,) = judge([pair("Tea?", "ooo", "ttt")])
+    assert found.probability == pytest.approx(probability)
+    if on_flip == "drop":
+        assert found.decided is not None
+        assert found.decided.by == ("tea",)
+        (none,) = judge([pair("Milk?", "ooo", "ttt")])
+        assert (none.side, none.problems) == ("tie", ())
+
+
+def principled(constitution: Constitution, judge_by: JudgeBy) -> Principled:
+    return Principled(
+        constitution=constitution,
+        judge_by=judge_by,
+        principles=9,
+        rule="priority",
+        sure=0.1,
+        on_flip="average",
+        seed=0,
+        name="two by letters",
+        weights="w",
+    )

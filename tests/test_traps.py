@@ -231,6 +231,7 @@ TRAPS = {
             "test_checkpoint.py::test_trap_23_killed_at_any_moment_the_next_start_finds_a_whole_checkpoint_or_the_one_before",
             "test_kill.py::test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes",
             "test_online.py::test_trap_23_killed_at_any_moment_rounds_end_at_the_same_bytes",
+            "test_constitutional.py::test_trap_23_killed_at_any_moment_a_constitutional_run_ends_at_the_same_bytes",
             "test_ranks.py::test_trap_23_killed_together_they_continue_to_the_same_bytes",
             "test_run.py::test_trap_23_killed_at_any_call_a_run_continues_to_the_same_end",
             "test_state_inventory.py::test_every_attribute_is_saved_or_has_its_reason",

@@ -22,7 +22,10 @@ LONGEST = 120.0
 """Seconds after which a command is taken for stuck and aborted."""
 IMPORTED = (
     "transformers.models.llama.modeling_llama",
-    *(f"truing.recipes.{name}" for name in ("commands", "sft", "reward_model", "preference", "feedback", "ppo", "label", "online")),
+    *(
+        f"truing.recipes.{name}"
+        for name in ("commands", "sft", "reward_model", "preference", "feedback", "ppo", "label", "online", "constitutional")
+    ),
 )
 
 

@@ -4,19 +4,24 @@ The preference half of Constitutional AI's RL stage (arXiv 2212.08073, section 4
 principles instead of one, each in both orders, and where they disagree a stated rule decides (`truing.constitution.conflicts`).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
 
-from truing.constitution.conflicts import Decision, Opinion, Rule, decide
+from truing.constitution.conflicts import Conflict, Decision, Opinion, Rule, decide
 from truing.constitution.principles import Constitution, Principle
 from truing.constitution.revise import worded
 from truing.judges.bias import Judged
-from truing.judges.judgement import Comparison, Judge, Judgement
+from truing.judges.judgement import Comparison, Decided, Judge, Judgement
 from truing.randomness import counted_seed
 from truing.records import Preference
+from truing.runs.durable import to_json
 
+OnFlip = Literal["tie", "drop", "average"]
+"""What a principle says of a pair that it sees otherwise in the other order: a tie, nothing, or the mean of both log-odds."""
 JudgeBy = Callable[[str], Judge]
 """The judge that is told what counts: a rubric, here a principle."""
 
@@ -29,18 +34,20 @@ class Verdict:
     judgements: Mapping[str, Judgement]
     """Of each principle that was asked, by its id; those with a problem too."""
 
-    def opinions(self, constitution: Constitution) -> list[Opinion]:
-        """Of those principles that have one."""
-        by_id = {principle.id: principle for principle in constitution.principles}
-        return [
-            Opinion(principle=name, priority=by_id[name].priority, probability=judgement.probability)
-            for name, judgement in self.judgements.items()
-            if not judgement.problem
-        ]
+    def settled(self, on_flip: OnFlip) -> dict[str, Judgement]:
+        """Those of principles that have one, with what turned round with the order a tie, left out, or as it is."""
+        there = {name: one for name, one in self.judgements.items() if not one.problem}
+        if on_flip == "drop":
+            return {name: one for name, one in there.items() if not one.flips}
+        return {name: replace(one, orders=(0.5, 0.5)) if on_flip == "tie" and one.flips else one for name, one in there.items()}
 
-    def decision(self, constitution: Constitution, rule: Rule, *, sure: float) -> Decision | None:
+    def decision(self, constitution: Constitution, rule: Rule, *, sure: float, on_flip: OnFlip = "average") -> Decision | None:
         """What they come to; None where no principle has an opinion."""
-        opinions = self.opinions(constitution)
+        by_id = {principle.id: principle for principle in constitution.principles}
+        opinions = [
+            Opinion(principle=name, priority=by_id[name].priority, probability=one.probability)
+            for name, one in self.settled(on_flip).items()
+        ]
         return decide(opinions, rule, sure=sure) if opinions else None
 
     def as_json(self) -> dict[str, Any]:
@@ -88,6 +95,77 @@ def ask_principles(
         Verdict(comparison=comparison, judgements={name: said[i, name] for name in names})
         for i, (comparison, names) in enumerate(zip(comparisons, drawn, strict=True))
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principled:
+    """A constitution as a judge of answers, for whatever asks judges. Example: `order_by_judge(items, Principled(...))`.
+
+    Which principles judge a pair is drawn by what the pair is, whichever answer stands first, so it is the same in every file.
+    """
+
+    constitution: Constitution
+    judge_by: JudgeBy
+    principles: int
+    """That judge each pair, at most."""
+    rule: Rule
+    sure: float
+    on_flip: OnFlip
+    seed: int
+    name: str
+    """Who is asked."""
+    weights: str
+    """A hash of the model that is asked, and of how."""
+
+    @property
+    def identity(self) -> str:
+        """Of the model, how it is asked, the constitution and how its principles decide."""
+        decides = [asdict(self.constitution), self.principles, self.rule, self.sure, self.on_flip, self.seed]
+        return hashlib.sha256(to_json([self.weights, decides])).hexdigest()
+
+    def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
+        """What the principles come to, with what each one said; a problem where none has an opinion."""
+        places = [_place(comparison) for comparison in comparisons]
+        verdicts = ask_principles(
+            comparisons, self.constitution, self.judge_by, most=self.principles, seed=self.seed, places=places
+        )
+        return [self._judgement(verdict) for verdict in verdicts]
+
+    def _judgement(self, verdict: Verdict) -> Judgement:
+        found = verdict.decision(self.constitution, self.rule, sure=self.sure, on_flip=self.on_flip)
+        parts = verdict.judgements
+        if found is None:
+            problem = next((one.problem for one in parts.values()), "no principle applies; give one the scope always")
+            if not all(one.problem for one in parts.values()):  # all that judged turned round with the order, and are left out
+                return Judgement(orders=(0.5, 0.5), decided=Decided(probability=0.5, by=(), parts=parts))
+            return Judgement(
+                orders=(math.nan, math.nan), problem=problem, decided=Decided(probability=math.nan, by=(), parts=parts)
+            )
+        settled = verdict.settled(self.on_flip)
+        orders = [settled[name].orders for name in found.decided_by]
+        decided = Decided(
+            probability=found.probability,
+            by=found.decided_by,
+            parts=parts,
+            sure=found.sure,
+            conflicts=tuple((one.first, one.second) for one in found.conflicts),
+        )
+        masses = [one.mass for one in parts.values() if not one.problem]
+        there, back = (fmean(said) for said in zip(*orders, strict=True))
+        return Judgement(orders=(there, back), mass=min(masses), decided=decided)
+
+
+def decision_of(decided: Decided) -> Decision:
+    """As reports of conflicts read it."""
+    conflicts = tuple(Conflict(first=first, second=second) for first, second in decided.conflicts)
+    return Decision(probability=decided.probability, decided_by=decided.by, conflicts=conflicts, sure=decided.sure)
+
+
+def _place(comparison: Comparison) -> int:
+    """A number of the prompt and both answers, the same in both orders."""
+    turns = [[turn.role, turn.content] for turn in comparison.prompt.messages]
+    texts = sorted((comparison.first, comparison.second))
+    return int(hashlib.sha256(to_json([turns, texts])).hexdigest()[:15], 16)
 
 
 def rubric(principle: Principle) -> str:

@@ -5,7 +5,7 @@ shown in both orders; an answer wins only where both agree. An always-first judg
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +48,31 @@ class Opinion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """What several judgements of one comparison came to, such as those of principles (`truing.constitution.prefer`)."""
+
+    probability: float
+    """That the first answer is better; NaN where none of them is there."""
+    by: tuple[str, ...]
+    """Whose word it is, by name."""
+    parts: "Mapping[str, Judgement]"
+    """All that were asked for, by name; those with a problem too."""
+    sure: tuple[str, ...] = ()
+    """Those that were sure of one of the answers."""
+    conflicts: tuple[tuple[str, str], ...] = ()
+    """Two that were sure of opposite answers: the one for the first answer, the one for the second."""
+
+    def swapped(self) -> "Decided":
+        """The same said of the comparison the other way round."""
+        return replace(
+            self,
+            probability=1 - self.probability,
+            parts={name: one.swapped() for name, one in self.parts.items()},
+            conflicts=tuple((second, first) for first, second in self.conflicts),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """What a judge says of a comparison over both orders. Example: `Judgement(orders=(0.9, 0.5)).probability` is 0.75."""
 
@@ -57,20 +82,35 @@ class Judgement:
     reasons: tuple[str, str] = ("", "")
     mass: float = math.nan
     """The smaller of both opinions'."""
+    decided: Decided | None = None
+    """Where several judgements were made into this one; `orders` are then the means over those that decided."""
 
     @property
     def probability(self) -> float:
-        """That the first answer is better, over both orders (`over_orders`); NaN where there is a problem."""
-        return math.nan if self.problem else over_orders(*self.orders)
+        """That the first answer is better, over both orders (`over_orders`) or as decided; NaN where there is a problem."""
+        if self.problem:
+            return math.nan
+        return over_orders(*self.orders) if self.decided is None else self.decided.probability
+
+    @property
+    def parts(self) -> "tuple[Judgement, ...]":
+        """What it was made of: itself, where nothing else."""
+        return (self,) if self.decided is None or not self.decided.parts else tuple(self.decided.parts.values())
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why parts of it are missing, one by one."""
+        return tuple(one.problem for one in self.parts if one.problem)
 
     @property
     def side(self) -> Side:
         """The answer that both orders prefer, else a tie. Raises ValueError where there is a problem."""
         if self.problem:
             raise ValueError(f"there is no judgement: {self.problem}")
-        if all(said > 0.5 for said in self.orders):
+        told = (*self.orders, self.probability)
+        if all(said > 0.5 for said in told):
             return "first"
-        return "second" if all(said < 0.5 for said in self.orders) else "tie"
+        return "second" if all(said < 0.5 for said in told) else "tie"
 
     @property
     def flips(self) -> bool:
@@ -79,7 +119,8 @@ class Judgement:
 
     def swapped(self) -> "Judgement":
         """The same said of the comparison the other way round."""
-        return replace(self, orders=(1 - self.orders[1], 1 - self.orders[0]), reasons=self.reasons[::-1])
+        decided = None if self.decided is None else self.decided.swapped()
+        return replace(self, orders=(1 - self.orders[1], 1 - self.orders[0]), reasons=self.reasons[::-1], decided=decided)
 
 
 @runtime_checkable

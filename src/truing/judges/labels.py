@@ -80,7 +80,7 @@ def settled(ordered: Ordered, on_flip: Literal["tie", "drop", "average"]) -> Ord
 
 
 def _half(pairing: Pairing) -> Pairing:
-    return replace(pairing, judgement=replace(pairing.judgement, orders=(0.5, 0.5)))
+    return replace(pairing, judgement=replace(pairing.judgement, orders=(0.5, 0.5), decided=None))
 
 
 def preference_of(pairing: Pairing, labelling: Labelling) -> tuple[int, int] | None:
@@ -136,6 +136,9 @@ def preference(
         probabilities = (pairing.judgement.probability, *pairing.judgement.orders)
         for name, value in zip(("judged", "judged_shown_first", "judged_shown_second"), probabilities, strict=True):
             tags[name] = _number(value)
+        if pairing.judgement.decided is not None:
+            tags["decided_by"] = " ".join(pairing.judgement.decided.by)
+            tags["conflicts"] = " ".join(f"{first}/{second}" for first, second in pairing.judgement.decided.conflicts)
     tags |= extra or {}
     return Preference(
         prompt=answered.prompt.messages,

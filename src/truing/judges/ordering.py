@@ -107,7 +107,7 @@ class Ordered:
     def missing(self) -> int:
         """Judgements of pairs, or scores of answers that were scored by themselves, that are not there because something failed."""
         if self.pairings:
-            return sum(bool(one.judgement.problem) for one in self.pairings)
+            return sum(len(one.judgement.problems) for one in self.pairings)
         return sum(not math.isfinite(score) for score in self.scores) if self.problems else 0
 
     def ranked(self) -> list[int]:
@@ -171,7 +171,7 @@ def _ordered(item: Answered, pairings: Sequence[Pairing], judge: Judge) -> Order
         by=judge.name,
         identity=judge.identity,
         pairings=tuple(pairings),
-        problems=tuple(dict.fromkeys(one.judgement.problem for one in pairings if one.judgement.problem)),
+        problems=tuple(dict.fromkeys(problem for one in pairings for problem in one.judgement.problems)),
     )
 
 

@@ -16,10 +16,11 @@ from pydantic import Field
 
 from truing.config import OneOf, resolved_of
 from truing.constitution.conflicts import Rule
+from truing.constitution.prefer import OnFlip
 from truing.constitution.principles import DEFAULT, read_constitution
 from truing.constitution.revise import SHOTS, read_shots
 from truing.data.write import USUAL, write
-from truing.endpoint import Endpoint
+from truing.endpoint import Endpoint, Replies
 from truing.evals import harmlessness
 from truing.evals.answers import Item, answered
 from truing.evals.harmlessness import ALIKE, HARMFUL, SAFE
@@ -34,7 +35,7 @@ from truing.recipes import judging as judging_recipe
 from truing.recipes import ppo, preference, revising, reward_model, sft
 from truing.recipes.align import PolicyStage, Stage
 from truing.recipes.examples import STORES
-from truing.recipes.feedback_model import FeedbackModel, LocalFeedback, OnFailure, RemoteFeedback, model_of
+from truing.recipes.feedback_model import FeedbackModel, LocalFeedback, OnFailure, RemoteFeedback, Verdicts, model_of
 from truing.recipes.judging import Judging
 from truing.recipes.revising import Asked, Revising, asked_of, digest
 from truing.recipes.selection import Selection, Side
@@ -97,6 +98,10 @@ class Config:
     """Whether the first priority decides where principles disagree, or the mean over all."""
     sure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """How far from 1/2 the probability of a principle that is sure must be."""
+    on_flip: OnFlip = "average"
+    """A pair that a principle sees otherwise in the other order: a tie for it, as if never asked, or the mean of both log-odds."""
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    """How verdicts by principles are asked for."""
     then: Literal["dpo", "ppo"] = "dpo"
     """What learns from the preferences: the policy in one step, or a reward model and PPO."""
     loss: Annotated[PairLoss, OneOf(PAIR_LOSSES)] = field(default_factory=DPO)
@@ -109,6 +114,8 @@ class Config:
     """The reward model, where then=ppo."""
     ppo: PolicyStage = field(default_factory=PolicyStage)
     """PPO from the SFT model, where then=ppo."""
+    strict: bool = False
+    """Make an error of what is out of the ordinary in the settings of a training."""
     seed: int = 0
     """Seed of everything random."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -169,13 +176,15 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
 
 
 def _feedback(config: Config, stack: ExitStack) -> FeedbackModel:
+    config.verdicts.check("verdicts")
     if config.endpoint is None:
-        return LocalFeedback(model_of(config.feedback_model or config.model, config.dtype))
+        model = model_of(config.feedback_model or config.model, config.dtype)
+        return LocalFeedback(model=model, verdicts=config.verdicts, seed=config.seed)
     if config.feedback_model is not None:
         raise ValueError("feedback_model and endpoint both say who gives feedback: leave one of them out")
-    remote = RemoteFeedback(config.endpoint, config.run / "replies.jsonl")
-    stack.callback(remote.close)
-    return remote
+    replies = Replies(config.run / "replies.jsonl")
+    stack.callback(replies.close)
+    return RemoteFeedback(config.endpoint, replies, config.verdicts, seed=config.seed)
 
 
 def _demonstrate(config: Config, feedback: FeedbackModel, sinks: Sequence[Sink]) -> dict[str, Any]:
@@ -211,6 +220,7 @@ def _prefer(config: Config, feedback: FeedbackModel, sinks: Sequence[Sink]) -> d
         principles=config.principles,
         rule=config.rule,
         sure=config.sure,
+        on_flip=config.on_flip,
         seed=config.seed,
         on_failure=config.on_failure,
     )
@@ -267,6 +277,7 @@ def _trainings(config: Config, stage: int, sinks: Sequence[Sink]) -> None:
             "save_every": 10,
             "evaluate_every": 0,
             "measure_before": False,
+            "strict": config.strict,
             "optimizer": Optimizer(lr=settings.lr),
         }
 

@@ -1,11 +1,13 @@
 """Who critiques, revises and judges in place of people: a model here, or one behind an endpoint, loaded when first asked."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from truing.endpoint import Client, Endpoint, Replies
 from truing.evals.tasks.evaluate import Model
@@ -16,8 +18,28 @@ from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter, RemoteWriter, Writer
 from truing.runs.durable import to_json
 
-TEMPLATES = {"local": "letter", "remote": "structured"}
-"""The packaged wording in which each kind of judge is asked."""
+OnFailure = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """How a model is asked for verdicts by principles, here or behind an endpoint."""
+
+    reasons: Annotated[int, Field(ge=0)] = 0
+    """A model here: tokens in which it says what speaks for and against before its verdict; 0 asks for the verdict at once."""
+    reasoning: bool = False
+    """A server: whether the reply weighs both answers before its verdict."""
+    samples: Annotated[int, Field(gt=0)] = 1
+    """A server: verdicts for each order; more than one need a temperature, and their share, drawn a little to 1/2, counts."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """A server: of the verdicts."""
+    max_tokens: Annotated[int, Field(gt=0)] = 512
+    """A server: longest reply."""
+
+    def check(self, name: str) -> None:
+        """Raises ValueError for samples that would all be the same."""
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"{name}.samples={self.samples} are all the same: set {name}.temperature=1, or {name}.samples=1")
 
 
 def model_of(place: str, dtype: str) -> Model:
@@ -36,7 +58,9 @@ class LocalFeedback:
     """A model in this process; it judges by the log-probabilities of its verdict."""
 
     model: Model
-    progress: Callable[[int, int], None] | None = None
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    seed: int = 0
+    """Of the reasons, where they are drawn."""
     retries: bool = False
     """Whether what failed may go well at another time."""
 
@@ -55,11 +79,14 @@ class LocalFeedback:
 
     def judge(self, rubric: str) -> Judge:
         """Judges by what the rubric says counts."""
-        prompt = JudgePrompt.of("overall", TEMPLATES["local"])
+        reasons = self.verdicts.reasons
+        prompt = JudgePrompt.of("overall", "reasons" if reasons else "letter")
         return LocalJudge(
             policy=self.model.policy,
             chat=self.model.chat,
             prompt=JudgePrompt(rubric=rubric, template=prompt.template),
+            reasoner=self.writer(Decoding(max_tokens=reasons)) if reasons else None,
+            seed=self.seed,
             name=self.name,
             weights=self.identity,
         )
@@ -70,9 +97,9 @@ class RemoteFeedback:
 
     retries = True
 
-    def __init__(self, endpoint: Endpoint, replies: Path) -> None:
-        self._replies = Replies(replies)
-        self.client = Client(endpoint, self._replies)
+    def __init__(self, endpoint: Endpoint, replies: Replies, verdicts: Verdicts | None = None, *, seed: int = 0) -> None:
+        self.client = Client(endpoint, replies)
+        self.verdicts, self.seed = verdicts or Verdicts(), seed
         self.name = endpoint.model
         self.identity = hashlib.sha256(to_json([endpoint.url, endpoint.model])).hexdigest()
 
@@ -82,16 +109,20 @@ class RemoteFeedback:
 
     def judge(self, rubric: str) -> Judge:
         """Judges by what the rubric says counts, in a reply of which one field counts."""
-        prompt = JudgePrompt.of("overall", TEMPLATES["remote"])
-        return RemoteJudge(client=self.client, prompt=JudgePrompt(rubric=rubric, template=prompt.template))
-
-    def close(self) -> None:
-        """Closes the file of replies."""
-        self._replies.close()
+        asked = self.verdicts
+        prompt = JudgePrompt.of("overall", "reasoned" if asked.reasoning else "structured")
+        return RemoteJudge(
+            client=self.client,
+            prompt=JudgePrompt(rubric=rubric, template=prompt.template),
+            reasoning=asked.reasoning,
+            samples=asked.samples,
+            temperature=asked.temperature,
+            max_tokens=asked.max_tokens,
+            seed=self.seed,
+        )
 
 
 FeedbackModel = LocalFeedback | RemoteFeedback
-OnFailure = Literal["stop", "skip"]
 
 
 def refuse_missing(problems: Sequence[str], of: FeedbackModel, on_failure: OnFailure) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.constitution.conflicts import Decision, Rule, conflict_report, quarrels
-from truing.constitution.prefer import Verdict, ask_principles, preference
+from truing.constitution.prefer import OnFlip, Verdict, ask_principles, preference
 from truing.constitution.principles import Constitution
 from truing.constitution.revise import whole_sentences
 from truing.data.write import USUAL, write
@@ -16,6 +16,7 @@ from truing.judges import Comparison
 from truing.judges.bias import biases
 from truing.randomness import counted_seed
 from truing.recipes.feedback_model import FeedbackModel, OnFailure, refuse_missing
+from truing.recipes.labelling import now
 from truing.recipes.revising import Asked, digest
 from truing.records import Preference
 from truing.rollouts.sampler import Decoding
@@ -28,6 +29,8 @@ from truing.statistics import bootstrap_mean, shown
 SAMPLED, JUDGED = 32, 32
 """Prompts that are answered, and pairs that are judged, and kept together."""
 PREFERENCES, CONFLICTS, ACCOUNT = "preferences.jsonl", "conflicts.txt", "account.json"
+LABELLED = "labelled.json"
+"""When the preferences were made, which no row says, so that the same command ends at the same bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Judging:
     """Principles that judge each pair, at most."""
     rule: Rule
     sure: float
+    on_flip: OnFlip
     seed: int
     on_failure: OnFailure = "stop"
     """Whether a verdict that an endpoint owes in the end stops the stage, or is left out for good."""
@@ -69,12 +73,13 @@ class Judging:
         pairs, dropped = _pairs(asked, said)
         raw = in_chunks(pairs, JUDGED, home / "verdicts.jsonl", self._ask, progress[1], self._settled)
         verdicts = [Verdict.from_json(pair.comparison, raw[pair.key]) for pair in pairs]
-        decisions = [verdict.decision(self.constitution, self.rule, sure=self.sure) for verdict in verdicts]
+        decisions = [verdict.decision(self.constitution, self.rule, sure=self.sure, on_flip=self.on_flip) for verdict in verdicts]
         records = self._preferences(pairs, decisions)
         if not records:
             raise ValueError(f"{folder}: no pair has a preference; see {home / 'verdicts.jsonl'} for why")
         write(path, records, USUAL[Preference])
         met = [decision for decision in decisions if decision is not None]
+        write_file(home / LABELLED, to_json({"labelled_at": now()}, indent=1))
         write_file(home / CONFLICTS, conflict_report(met).encode())
         write_file(home / ACCOUNT, to_json(self._account(pairs, verdicts, met, records, dropped), indent=1))
         return path
@@ -82,7 +87,8 @@ class Judging:
     def _identity(self, asked: Sequence[Asked]) -> str:
         parts = [
             *(self.author.identity, self.judge.identity, asdict(self.constitution), asdict(self.answers), self.samples),
-            *(self.principles, self.rule, self.sure, self.seed, [item.key for item in asked]),
+            *(self.principles, self.rule, self.sure, self.on_flip, asdict(self.judge.verdicts), self.seed),
+            [item.key for item in asked],
         ]
         return digest(parts)[:16]
 

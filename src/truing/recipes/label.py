@@ -174,9 +174,11 @@ class Source:
 def _check(config: Config) -> By:
     """What orders. Raises ValueError for settings that cannot be meant together, with the remedy."""
     if config.by is None:
-        raise ValueError("by: name what orders the answers: by=reward, by=judge or by=endpoint")
+        raise ValueError("by: name what orders the answers: by=reward, by=judge, by=endpoint or by=constitution")
     if config.people.share and isinstance(config.by, ByReward):
-        raise ValueError("people.share routes the pairs that a judge is unsure of: set by=judge or by=endpoint, or leave it out")
+        raise ValueError(
+            "people.share routes the pairs that a judge is unsure of: set by=judge, endpoint or constitution, or leave it out"
+        )
     if config.people.share and config.write.form != "pairs":
         raise ValueError("people.share asks about pairs: set write.form=pairs, or leave it out")
     if config.people.file and not config.people.share:

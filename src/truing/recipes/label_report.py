@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from truing.constitution.conflicts import Decision, conflict_report, quarrels
+from truing.constitution.prefer import decision_of
 from truing.judges.bias import Figure, Judged, against, biases, lines
 from truing.judges.judgement import Judgement
 from truing.judges.labels import Labelling, preference, preference_of, records_of
@@ -39,6 +41,8 @@ class Labels:
     agreement: Agreement | None
     by_people: int = 0
     """Labels that are people's."""
+    decisions: Sequence[Decision] = ()
+    """What principles came to, where a constitution ordered."""
 
 
 def labels_of(
@@ -73,18 +77,13 @@ def labels_of(
                 withheld += 1
             elif said is not None or not pairing.judgement.problem:
                 ties += 1
-    judged = [
-        Judged(comparison=p.comparison(o.answered), judgement=p.judgement, own=_own(o, p, judge_model))
-        for o in orders
-        for p in o.pairings
-    ]
-    prompts = [place for place, o in enumerate(orders) for _ in o.pairings]
+    judged, prompts = judged_of(orders, judge_model)
     known = [(place, one) for place, (asked_, ordered) in enumerate(found) for one in _known(asked_, ordered)]
     of_known = [place for place, _ in known]
     return Labels(
         records=records,
         ordered=sum(sum(map(math.isfinite, ordered.scores)) >= 2 for ordered in orders),
-        pairs=len(judged),
+        pairs=sum(len(ordered.pairings) for ordered in orders),
         ties=ties,
         missing=sum(ordered.missing for ordered in orders),
         withheld=withheld,
@@ -93,7 +92,25 @@ def labels_of(
         routed=asked,
         agreement=agreed,
         by_people=by_people,
+        decisions=decisions_of(orders),
     )
+
+
+def judged_of(orders: Sequence[Ordered], judge_model: str = "") -> tuple[list[Judged], list[int]]:
+    """Every judgement, one by one where principles were asked, and the place of its prompt: what biases are measured on."""
+    found = [
+        (Judged(comparison=pairing.comparison(ordered.answered), judgement=part, own=_own(ordered, pairing, judge_model)), place)
+        for place, ordered in enumerate(orders)
+        for pairing in ordered.pairings
+        for part in pairing.judgement.parts
+    ]
+    return [one for one, _ in found], [place for _, place in found]
+
+
+def decisions_of(orders: Sequence[Ordered]) -> list[Decision]:
+    """What principles came to, pair by pair; empty where others ordered."""
+    said = [pairing.judgement for ordered in orders for pairing in ordered.pairings]
+    return [decision_of(one.decided) for one in said if one.decided is not None and not one.problem]
 
 
 def _with_people(
@@ -114,6 +131,8 @@ def _with_people(
         "order_shown": "once",
         "votes": votes,
         "annotators": " ".join(sorted(said.by)),
+        "decided_by": "",
+        "conflicts": "",
     }
     return preference(ordered, better, worse, at=at, extra=extra)
 
@@ -180,6 +199,10 @@ def report(
     ]
     if labels.figures:
         text += ["", "the judge, with 95% intervals:", *(f"  {line}" for line in lines(labels.figures))]
+    if labels.decisions:
+        result["conflicts"] = [asdict(quarrel) for quarrel in quarrels(labels.decisions)]
+        result["pairs_with_conflict"] = sum(bool(decision.conflicts) for decision in labels.decisions)
+        text += ["", "principles:", *(f"  {line}" for line in conflict_report(labels.decisions).splitlines())]
     if labels.known:
         text += ["", "against the preferences of the file:", *(f"  {line}" for line in lines(labels.known))]
     if labels.routed:

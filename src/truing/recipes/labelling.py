@@ -5,14 +5,14 @@ was killed at any moment and started again ends in the same labels. Replies of e
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from truing.data.problems import BadValueError
 from truing.data.strict_json import parse_row
-from truing.judges.judgement import Judgement
+from truing.judges.judgement import Decided, Judgement
 from truing.judges.ordering import Answer, Answered, Ordered, Pairing
 from truing.rollouts.writer import Said, Writer
 from truing.runs.durable import AppendLog, to_json_line
@@ -127,7 +127,15 @@ def as_line(found: Sequence[Ordered]) -> Row:
 
 def _pairing(one: Pairing) -> list[object]:
     said = one.judgement
-    return [one.first, one.second, list(said.orders), said.problem, list(said.reasons), said.mass]
+    return [one.first, one.second, list(said.orders), said.problem, list(said.reasons), said.mass, _decided(said.decided)]
+
+
+def _decided(one: Decided | None) -> Row | None:
+    if one is None:
+        return None
+    parts = {name: [list(said.orders), said.problem, list(said.reasons), said.mass] for name, said in one.parts.items()}
+    conflicts = [list(two) for two in one.conflicts]
+    return {"probability": one.probability, "by": list(one.by), "parts": parts, "sure": list(one.sure), "conflicts": conflicts}
 
 
 def of_line(row: Row, answered: Sequence[Answered]) -> list[Ordered]:
@@ -147,9 +155,24 @@ def of_line(row: Row, answered: Sequence[Answered]) -> list[Ordered]:
     ]
 
 
-def _read_pairing(
-    first: int, second: int, said: Sequence[float | str], problem: str, reasons: Sequence[str], mass: float | str
-) -> Pairing:
+def _read_pairing(first: int, second: int, *said: Any) -> Pairing:
+    *of_all, decided = said
+    return Pairing(first=first, second=second, judgement=replace(_read_judgement(*of_all), decided=_read_decided(decided)))
+
+
+def _read_judgement(said: Sequence[float | str], problem: str, reasons: Sequence[str], mass: float | str) -> Judgement:
     there, back = map(float, said)
-    judgement = Judgement(orders=(there, back), problem=problem, reasons=(reasons[0], reasons[1]), mass=float(mass))
-    return Pairing(first=first, second=second, judgement=judgement)
+    return Judgement(orders=(there, back), problem=problem, reasons=(reasons[0], reasons[1]), mass=float(mass))
+
+
+def _read_decided(row: Mapping[str, Any] | None) -> Decided | None:
+    """Parts by name: on the disk keys have no order of their own."""
+    if row is None:
+        return None
+    return Decided(
+        probability=float(row["probability"]),
+        by=tuple(row["by"]),
+        parts={name: _read_judgement(*one) for name, one in sorted(row["parts"].items())},
+        sure=tuple(row["sure"]),
+        conflicts=tuple((first, second) for first, second in row["conflicts"]),
+    )

@@ -28,9 +28,9 @@ from truing.recipes.examples import Split, examples
 from truing.recipes.fit import MODEL, RESULT, load_policy, model_folder, save_policy
 from truing.recipes.held_out_gain import HELD_OUT, HeldOut, Measured, Standing
 from truing.recipes.online_settings import FROM_DATA, Config, check, due
-from truing.recipes.round_data import BEST, PAIRS, SHOWN, Order, RoundData, Shown, against_shown, asked_in
+from truing.recipes.round_data import BEST, JUDGE, PAIRS, SHOWN, Order, RoundData, Shown, against_shown, asked_in
 from truing.recipes.settings import Data, Shared, torch_dtype
-from truing.recipes.writers import By, ByEndpoint, ByReward, orderer_made, orderer_of
+from truing.recipes.writers import By, ByReward, orderer_made, orderer_of
 from truing.records import Preference, Prompt
 from truing.rewards.base import LearnedReward
 from truing.rollouts.kl_control import KL_RULES
@@ -142,7 +142,10 @@ class _Rounds:
             forms[PAIRS] = config.labelling if config.labelling.form == "pairs" else replace(config.labelling, form="best_worst")
         data = self._data(number)
         items = data.answers(lambda: self._writer(number), shown=self_play)
-        return data.labels(items, self._order(number), forms)
+        found, told = data.labels(items, self._order(number), forms), self._folder(number) / JUDGE
+        for sink in self.sinks if told.is_file() else ():
+            sink.message(f"the judge in round {number}, with 95% intervals:\n{told.read_text().rstrip()}", "info")
+        return found
 
     def _data(self, number: int) -> RoundData:
         places = asked_in(number, prompts=len(self.prompts), wanted=self.config.prompts, seed=self.config.seed)
@@ -322,9 +325,17 @@ class _Rounds:
 def _ordered(by: By, config: Config, folder: Path, items: Sequence[Answered]) -> list[Ordered]:
     """Answers in order; what orders them is made for this and let go."""
     with ExitStack() as stack:
-        replies = Replies(folder / "replies.jsonl" if isinstance(by, ByEndpoint) else None)
+        replies = Replies(folder / "replies.jsonl" if getattr(by, "endpoint", None) else None)
         stack.callback(replies.close)
-        return orderer_of(by, dtype=config.dtype, seed=config.seed, replies=replies, stack=stack).order(items)
+        found = orderer_of(by, dtype=config.dtype, seed=config.seed, replies=replies, stack=stack).order(items)
+    missing = sum(one.missing for one in found)
+    if missing and config.on_failure == "stop":
+        problem = next(problem for one in found for problem in one.problems)
+        raise ValueError(
+            f"{folder}: {missing} judgements or rewards are missing, such as: {problem}. What came is kept, and the same "
+            f"command asks for the rest; on_failure=skip leaves them out"
+        )
+    return found
 
 
 def _prompts(split: Split) -> list[Prompt]:

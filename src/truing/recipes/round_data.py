@@ -13,21 +13,30 @@ from typing import Any
 
 import numpy as np
 
+from truing.constitution.conflicts import conflict_report
 from truing.data.read import read
 from truing.data.write import USUAL, write
+from truing.judges.bias import biases, lines
 from truing.judges.labels import Labelling, records_of
 from truing.judges.ordering import Answer, Answered, Dropped, Ordered
 from truing.randomness import counted_seed
+from truing.recipes.label_report import decisions_of, judged_of
+from truing.recipes.labelling import now
 from truing.records import Demonstration, Preference, Prompt, Record
 from truing.rollouts.writer import Writer
 from truing.runs.durable import to_json, write_file
+from truing.runs.sinks import printable
 
 ANSWERS, DROPPED, ACCOUNT, DATA = "answers.json", "dropped.json", "account.json", "data.jsonl"
+LABELLED, JUDGE = "labelled.json", "judge.txt"
+"""When the labels were made, which no row says, so that the same command ends at the same bytes; what the judge is biased by."""
 PAIRS, BEST = "pairs.jsonl", "best.jsonl"
 KINDS: Mapping[str, type[Record]] = {PAIRS: Preference, BEST: Demonstration}
 """File of labels -> what its records are."""
 SHOWN = "shown"
 """The tag under which a prompt keeps the answer that its row shows."""
+IN_LOG = ("position", "flips", "length")
+"""Biases of a judge that each round's line of the log has."""
 
 Order = Callable[[Sequence[Answered]], list[Ordered]]
 
@@ -108,6 +117,7 @@ class RoundData:
         path = self.folder / ACCOUNT
         if not path.is_file():
             ordered = order(items)
+            write_file(self.folder / LABELLED, to_json({"labelled_at": now(), "by": ordered[0].by if ordered else ""}, indent=1))
             account: dict[str, float] = {"prompts": len(items), "answers": sum(len(item.answers) for item in items)}
             for name, labelling in forms.items():
                 labelled = [records_of(one, labelling) for one in ordered]
@@ -116,8 +126,21 @@ class RoundData:
                     raise ValueError(self._nothing(items, ordered))
                 account |= {"ties": sum(one.ties for one in labelled), "labels": len(records)}
                 write(self.folder / name, records, USUAL[KINDS[name]])
+            account |= {"missing": sum(one.missing for one in ordered), **self._judge(ordered)}
             write_file(path, to_json(account, indent=1))
         return {name: float(value) for name, value in json.loads(path.read_bytes()).items()}
+
+    def _judge(self, ordered: Sequence[Ordered]) -> dict[str, float]:
+        """What is measured of a judge on this round's answers: its file for people, the figures alone for the log."""
+        judged, prompts = judged_of(ordered)
+        if not judged:
+            return {}
+        figures, decisions = biases(judged, clusters=prompts, seed=self.seed), decisions_of(ordered)
+        told = "\n".join(lines(figures)) + "\n" + (f"\n{conflict_report(decisions)}" if decisions else "")
+        write_file(self.folder / JUDGE, printable(told).encode())
+        found = {f"judge_{figure.name}": figure.value.value for figure in figures if figure.name in IN_LOG}
+        torn = sum(bool(one.conflicts) for one in decisions)
+        return found | ({"conflicts": float(torn)} if decisions else {})
 
     def _nothing(self, items: Sequence[Answered], ordered: Sequence[Ordered]) -> str:
         problems = "; ".join(dict.fromkeys(problem for one in ordered for problem in one.problems))

@@ -3,13 +3,17 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from truing.config import OneOf, resolved_of
+from truing.constitution.conflicts import Rule as ConflictRule
+from truing.constitution.prefer import OnFlip, Principled
+from truing.constitution.principles import DEFAULT as PRINCIPLES
+from truing.constitution.principles import read_constitution
 from truing.data.chat import ChatTokenizer
 from truing.endpoint import Client, Endpoint, Replies
 from truing.evals.tasks.evaluate import Model
@@ -19,6 +23,7 @@ from truing.judges.ordering import Answered, Ordered, order_by_judge, order_by_r
 from truing.judges.prompt import JudgePrompt
 from truing.judges.remote import RemoteJudge
 from truing.models.load import load_tokenizer
+from truing.recipes.feedback_model import FeedbackModel, LocalFeedback, RemoteFeedback, Verdicts
 from truing.recipes.fit import model_folder, model_path, template_of
 from truing.recipes.rewarding import assembled
 from truing.recipes.settings import device, torch_dtype
@@ -99,8 +104,30 @@ class ByEndpoint:
     """Longest reply."""
 
 
-By = ByReward | ByJudge | ByEndpoint
-ORDERS: dict[str, type] = {"reward": ByReward, "judge": ByJudge, "endpoint": ByEndpoint}
+@dataclass(frozen=True, kw_only=True)
+class ByConstitution:
+    """Answers are compared by principles, which a model in this process or a server's model judges by."""
+
+    constitution: Path | None = None
+    """A YAML file of principles; null takes the packaged one."""
+    model: str | None = None
+    """A run, a model folder or a hub name that judges; null takes SmolLM2-135M-Instruct where no endpoint is named."""
+    endpoint: Endpoint | None = None
+    """A server that judges instead: by.endpoint.url=http://HOST:PORT/v1 by.endpoint.model=NAME."""
+    principles: Annotated[int, Field(gt=0)] = 4
+    """Principles that judge each pair, at most; drawn from those that apply."""
+    rule: ConflictRule = "priority"
+    """Whether the first priority decides where principles disagree, or the mean over all."""
+    sure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """How far from 1/2 the probability of a principle that is sure must be."""
+    on_flip: OnFlip = "average"
+    """A pair that a principle sees otherwise in the other order: a tie for it, as if never asked, or the mean of both log-odds."""
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    """How verdicts are asked for."""
+
+
+By = ByReward | ByJudge | ByEndpoint | ByConstitution
+ORDERS: dict[str, type] = {"reward": ByReward, "judge": ByJudge, "endpoint": ByEndpoint, "constitution": ByConstitution}
 """Name -> settings of what orders answers."""
 
 
@@ -159,6 +186,14 @@ def orderer_made(by: By) -> Made:
             for part in by.parts.values()
         ]  # fmt: skip
         return Made(identity=_digest([resolved_of(by), files]), model="")
+    if isinstance(by, ByConstitution):
+        if by.endpoint is not None and by.model is not None:
+            raise ValueError("by.model and by.endpoint both say who judges: leave one of them out")
+        by.verdicts.check("by.verdicts")
+        model = _remote(by.endpoint) if by.endpoint else _model(by.model or DEFAULT).identity
+        constitution = asdict(read_constitution(by.constitution or PRINCIPLES))
+        decides = [by.principles, by.rule, by.sure, by.on_flip, resolved_of(by.verdicts)]
+        return Made(identity=_digest([model, constitution, decides]), model=model)
     prompt = _prompt(by)
     model = _remote(by.endpoint) if isinstance(by, ByEndpoint) else _model(by.model).identity
     asked = {name: value for name, value in resolved_of(by).items() if name not in ("endpoint", "model", "budget")}
@@ -174,7 +209,22 @@ def orderer_of(by: By, *, dtype: Dtype, seed: int, replies: Replies, stack: Exit
         return Orderer(order=lambda items: order_by_reward(items, reward, chat=chat, by=name, identity=identity))
     judge: Judge
     client = None
-    if isinstance(by, ByEndpoint):
+    if isinstance(by, ByConstitution):
+        feedback = _feedback(by, dtype, seed, replies)
+        client = feedback.client if isinstance(feedback, RemoteFeedback) else None
+        constitution = read_constitution(by.constitution or PRINCIPLES)
+        judge = Principled(
+            constitution=constitution,
+            judge_by=feedback.judge,
+            principles=by.principles,
+            rule=by.rule,
+            sure=by.sure,
+            on_flip=by.on_flip,
+            seed=seed,
+            name=f"{constitution.name} by {feedback.name}",
+            weights=_digest([feedback.identity, resolved_of(by.verdicts)]),
+        )
+    elif isinstance(by, ByEndpoint):
         client = Client(by.endpoint, replies)
         judge = RemoteJudge(
             client=client,
@@ -203,6 +253,12 @@ def orderer_of(by: By, *, dtype: Dtype, seed: int, replies: Replies, stack: Exit
             seed=seed,
         )
     return Orderer(order=lambda items: order_by_judge(items, judge), client=client)
+
+
+def _feedback(by: ByConstitution, dtype: Dtype, seed: int, replies: Replies) -> FeedbackModel:
+    if by.endpoint is not None:
+        return RemoteFeedback(by.endpoint, replies, by.verdicts, seed=seed)
+    return LocalFeedback(model=_model(by.model or DEFAULT, dtype), verdicts=by.verdicts, seed=seed)
 
 
 def _prompt(by: ByJudge | ByEndpoint) -> JudgePrompt:
