@@ -31,6 +31,7 @@ NOT_SAVED = {
         "decode": "the tokenizer's, a fingerprint of the run",
         "world": "the processes are those of this start",
         "record": "a log that the run cuts back",
+        "sampler": "from the config; brought to the policy's weights before each round",
     },
     ReplayLearner: {
         "replay": CONFIG,

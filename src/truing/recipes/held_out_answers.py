@@ -12,7 +12,7 @@ from truing.parallel.world import World
 from truing.randomness import counted_seed
 from truing.records import Reward, Rollout
 from truing.rewards.base import RewardFunction
-from truing.rollouts.collect import Question, collect
+from truing.rollouts.collect import LocalSampler, Question, collect
 from truing.rollouts.on_policy import reward_metrics, rollout_metrics
 from truing.rollouts.sampler import Decoding
 from truing.runs.run import Run
@@ -34,7 +34,7 @@ class HeldOutAnswers:
     def answers(self, policy: Policy) -> tuple[list[Rollout], list[Reward]]:
         """This rank's share of the prompts, answered and rewarded."""
         groups = collect(
-            policy,
+            LocalSampler(policy=policy),
             self.questions[self.world.rank :: self.world.size],
             self.decoding,
             samples=1,

@@ -23,7 +23,7 @@ from truing.models.policy import Policy
 from truing.randomness import counted_seed
 from truing.recipes.round_data import SHOWN, Order
 from truing.records import Prompt, Rollout
-from truing.rollouts.collect import Question, collect
+from truing.rollouts.collect import LocalSampler, Question, collect
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.scoring import tree_of
 from truing.runs.durable import to_json, write_file
@@ -97,7 +97,15 @@ class HeldOut:
             for number, prompt in enumerate(self.prompts)
         ]
         seed = counted_seed(self.seed, "held-out answers")
-        groups = collect(policy, asked, self.decoding, samples=1, stop_ids=self.chat.stop_ids, decode=self.chat.decode, seed=seed)
+        groups = collect(
+            LocalSampler(policy=policy),
+            asked,
+            self.decoding,
+            samples=1,
+            stop_ids=self.chat.stop_ids,
+            decode=self.chat.decode,
+            seed=seed,
+        )
         return [one for group in groups for one in group]
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ from truing.recipes.held_out_answers import HeldOutAnswers
 from truing.recipes.preflight import preflight, refuse
 from truing.recipes.reward_folder import load_reward_model, start_critic
 from truing.recipes.rewarding import assembled, fingerprints_of, lines_of
+from truing.recipes.samplers import SAMPLERS, Drawing, DrawnBy, Local, sampler_of
 from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
 from truing.rewards import REWARDS
@@ -95,6 +96,8 @@ class Config(Shared):
     """Longest that one part may take for one answer, waits for a free processor not counted; then it counts as hung."""
     answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=64, temperature=1.0))
     """How answers are drawn: from the whole distribution, logits divided by the temperature, here as in every log-probability."""
+    sampler: Annotated[DrawnBy, OneOf(SAMPLERS)] = field(default_factory=Local)
+    """What draws the answers of a round; answers to held-out prompts are always drawn by the policy itself."""
     rounds: Rounds = field(default_factory=Rounds)
     """How a round goes."""
     credit: Annotated[CreditRule, OneOf(CREDITS)] = field(default_factory=GAE)
@@ -165,6 +168,15 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         for concern in concerns:
             run.message(str(concern), "warning")
         control = KLControl(config.kl, raise_by=config.kl_raise)
+        drawing = Drawing(
+            start=start,
+            policy=policy,
+            lora=config.lora,
+            tokenizer=chat.tokenizer,
+            run=folder,
+            max_tokens=_longest(config, policy),
+            world=world,
+        )
         source = OnPolicy(
             prompts,
             _records(found.train.records),
@@ -180,6 +192,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             decode=chat.decode,
             world=world,
             record=run.sample,
+            sampler=sampler_of(config.sampler, drawing, stack),
         )
         learner = Learner(model, config.optimizer, total_steps=run.max_steps, world=world)
         replay = ReplayLearner(learner, config.replay, control, micro_tokens=config.micro_tokens, seed=config.seed)
@@ -219,16 +232,25 @@ def _weights(config: Config) -> dict[str, float]:
 
 def _prompts_only(config: Config, policy: Policy) -> Data:
     """The data settings with the room that an answer takes set aside; what does not fit the context is dropped and counted."""
-    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    most = min(config.data.max_tokens, context or config.data.max_tokens)
+    most = _longest(config, policy)
     room = most - config.answers.max_tokens
     if room < 1:
         raise ValueError(
             f"answers.max_tokens={config.answers.max_tokens} leaves no room for a prompt in {most} tokens: lower it, "
-            f"or raise data.max_tokens up to the model's context of {context}"
+            f"or raise data.max_tokens up to the model's context of {_context(policy)}"
         )
     fields = {name: getattr(config.data, name) for name in Data.__dataclass_fields__}
     return Data(**{**fields, "max_tokens": room + 1})
+
+
+def _longest(config: Config, policy: Policy) -> int:
+    """Tokens of the longest prompt with its answer."""
+    return min(config.data.max_tokens, _context(policy) or config.data.max_tokens)
+
+
+def _context(policy: Policy) -> int | None:
+    found: int | None = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 def _model(config: Config, policy: Policy) -> ActorCritic:

@@ -2,12 +2,62 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from truing.models.policy import Policy
-from truing.records import Prompt, Rollout
+from truing.records import Completion, Prompt, Rollout
 from truing.rollouts.sampler import Decoding, sample
 
 Decode = Callable[[Sequence[int]], str]
+Tokens = tuple[int, ...]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Says what a policy says: tokens, how likely each was, and how the answer ended; here or in another program."""
+
+    def bring(self, version: int) -> None:
+        """Speak from now on as the policy does now, which has taken `version` updates. Every rank calls it before a round."""
+        ...
+
+    def __call__(
+        self,
+        prompts: Sequence[Tokens],
+        decoding: Decoding,
+        *,
+        stop_ids: frozenset[int],
+        seed: int,
+        places: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """One completion a prompt, in their order, drawn from the whole distribution; what is drawn depends on seed and place.
+
+        Log-probabilities are those of the distribution drawn from, temperature included; an end token is part of the completion.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSampler:
+    """The policy itself, in this process: there is nothing to bring. Example: `LocalSampler(policy=policy)`."""
+
+    policy: Policy
+
+    def bring(self, version: int) -> None:
+        """Nothing: its weights are the policy's."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Tokens],
+        decoding: Decoding,
+        *,
+        stop_ids: frozenset[int],
+        seed: int,
+        places: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Completion]:
+        """As `truing.rollouts.sampler.sample`."""
+        return sample(self.policy, prompts, decoding, stop_ids=stop_ids, seed=seed, places=places, progress=progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +71,7 @@ class Question:
 
 
 def collect(
-    policy: Policy,
+    sampler: Sampler,
     questions: Sequence[Question],
     decoding: Decoding,
     *,
@@ -34,8 +84,7 @@ def collect(
 ) -> list[list[Rollout]]:
     """`samples` rollouts of each question, in the order of the questions."""
     asked = [question for question in questions for _ in range(samples)]
-    said = sample(
-        policy,
+    said = sampler(
         [question.trunk for question in asked],
         decoding,
         stop_ids=stop_ids,

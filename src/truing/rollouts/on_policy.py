@@ -24,7 +24,7 @@ from truing.randomness import counted_seed
 from truing.records import Prompt, Reward, Rollout
 from truing.rewards.base import RewardFunction
 from truing.rewards.combine import Combination
-from truing.rollouts.collect import Decode, Question, collect
+from truing.rollouts.collect import Decode, LocalSampler, Question, Sampler, collect
 from truing.rollouts.credit import CreditRule, Given, Judged
 from truing.rollouts.kl_control import KLControl
 from truing.rollouts.sampler import Decoding
@@ -73,6 +73,7 @@ class OnPolicy:
         decode: Decode,
         world: World,
         record: Callable[[Mapping[str, object]], None],
+        sampler: Sampler | None = None,
     ) -> None:
         self.prompts = prompts
         """Trunks, whose keys are places in `records`."""
@@ -91,6 +92,8 @@ class OnPolicy:
         self.world = world
         self.record = record
         """Takes a line of samples.jsonl."""
+        self.sampler = sampler or LocalSampler(policy=model.policy)
+        """Draws the answers: the policy itself, or a program that is brought to its weights before each round."""
 
     def __iter__(self) -> Iterator[Experience]:
         while True:
@@ -106,8 +109,9 @@ class OnPolicy:
             for place, tree in enumerate(trees)
             if place % self.world.size == self.world.rank
         ]
+        self.sampler.bring(number)
         groups = collect(
-            self.model.policy,
+            self.sampler,
             mine,
             self.decoding,
             samples=self.rounds.samples,

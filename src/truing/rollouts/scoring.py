@@ -136,4 +136,7 @@ def _cause(gap: float, to_reference: float, below: float, tolerance: float, coun
         return "the sampler speaks as the reference does, so it runs without the adapter or with the weights of the start"
     if below == 0:
         return "every token was likelier to the sampler, so it draws from a cut distribution (top-k, top-p, a penalty) or colder"
-    return "the sampler runs with other weights, another temperature, other tokens before the answer, or in another dtype"
+    return (
+        "the sampler runs with other weights, another temperature (or says log-probabilities before it: a vLLM server needs "
+        "--logprobs-mode processed_logprobs), other tokens before the answer, or in another dtype"
+    )

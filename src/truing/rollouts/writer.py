@@ -14,7 +14,7 @@ from truing.endpoint import Ask, Client, Failed
 from truing.models.policy import Policy
 from truing.randomness import counted_seed
 from truing.records import Prompt
-from truing.rollouts.collect import Question, collect
+from truing.rollouts.collect import LocalSampler, Question, collect
 from truing.rollouts.sampler import Decoding
 from truing.runs.durable import to_json
 
@@ -78,7 +78,7 @@ class LocalWriter:
         fits = [i for i, trunk in enumerate(trunks) if trunk and (room is None or len(trunk) <= room)]
         asked = [Question(number=i, prompt=prompts[i], trunk=trunks[i]) for i in fits]
         rollouts = collect(
-            self.policy,
+            LocalSampler(policy=self.policy),
             asked,
             self.decoding,
             samples=samples,

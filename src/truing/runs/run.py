@@ -94,9 +94,10 @@ class Run:
         *("run.save_every", "run.keep", "run.logging.*", "train.save_every", "train.keep"),
         *("on_failure", "people.file", "*endpoint.key_variable", "*endpoint.seconds", "*endpoint.retries", "*endpoint.wait"),
         *("*endpoint.longest_wait", "*endpoint.concurrent", "*endpoint.input_price", "*endpoint.output_price"),
+        *("sampler.endpoint.url", "sampler.memory_share"),
     )
     """Dotted config keys (with `*`) that may change when a run continues, no other may: where and how often to write, how patiently
-    a server is asked, what comes later."""
+    a server is asked, what comes later, where a sampler is (what it says is held against the policy in every round)."""
 
     def __init__(self, folder: Path, lock: RunLock | None, store: CheckpointStore, sinks: Sequence[Sink], largest: Largest) -> None:
         self.folder = folder
