@@ -378,6 +378,18 @@ def test_trap_14_a_sampler_that_is_not_the_scorer_is_an_error_with_its_cause() -
         compare([heard(math.nan)], World(), dtype=torch.float32)
 
 
+def test_trap_14_in_bf16_a_sampler_without_the_weights_is_told_from_rounding_by_being_near_the_reference() -> None:
+    """Shifts of 0.1 are within what bf16 may do; more than twice as near to the reference, over 100 tokens, they are not chance."""
+    near = [replace(heard(0.1), reference=torch.tensor([-0.96, -1.96]))] * 50
+    assert compare(near, World(), dtype=torch.bfloat16).sum == pytest.approx(10)
+    nearer = [replace(one, reference=torch.tensor([-0.94, -1.94])) for one in near]
+    assert compare(nearer[1:], World(), dtype=torch.bfloat16).count == 98
+    with pytest.raises(
+        SamplerDiffersError, match=r"differ by 0\.1 .* sampler and reference by 0\.04: the sampler speaks as the ref"
+    ):
+        compare(nearer, World(), dtype=torch.bfloat16)
+
+
 def test_every_rollout_is_written_down() -> None:
     setup = Setup(credit=GroupMean(), rounds=Rounds(samples=2))
     setup.run(2)

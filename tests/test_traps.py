@@ -150,6 +150,7 @@ TRAPS = {
             "test_sampler.py::test_trap_14_the_log_probs_of_what_was_drawn_are_the_scorers_at_that_temperature",
             "test_ppo.py::test_trap_14_a_sampler_that_is_not_the_scorer_is_an_error_with_its_cause",
             "test_functional.py::test_trap_14_temperature_divides_logits",
+            "test_ppo.py::test_trap_14_in_bf16_a_sampler_without_the_weights_is_told_from_rounding_by_being_near_the_reference",
             "test_vllm.py::test_trap_14_a_sampler_that_ignores_new_weights_ends_the_run_with_the_cause",
             "test_traps_scoring.py::test_trap_14_samples_come_from_the_whole_distribution_whatever_the_models_own_settings_say",
             "test_sampler.py::test_every_token_of_the_tail_can_be_drawn",

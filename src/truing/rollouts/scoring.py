@@ -23,6 +23,9 @@ from truing.records import Rollout
 
 FINE, COARSE = 1e-3, 0.2
 """Mean difference of a token's log-probability that is taken for rounding, in fp32 and in bf16."""
+NEARER, ENOUGH = 2, 100
+"""So many times nearer to the reference than to the scorer, over so many tokens, a sampler has not got the weights: rounding pulls
+to neither, so this tells long before the difference is beyond rounding in bf16."""
 
 
 class Reference:
@@ -111,7 +114,7 @@ class SamplerDiffersError(ValueError):
 def compare(scored: Sequence[Scored], world: World, *, dtype: torch.dtype, tolerance: float | None = None) -> Mean:
     """Mean over tokens, on all ranks, of |log pi of the sampler - log pi of the scorer|.
 
-    Raises SamplerDiffersError on every rank when it is beyond the tolerance.
+    Raises SamplerDiffersError on every rank when it is beyond the tolerance, or the sampler is much nearer to the reference.
     """
     tolerance = tolerance if tolerance is not None else FINE if dtype == torch.float32 else COARSE
     pairs = [(torch.tensor(one.rollout.completion.log_probs), one) for one in scored]
@@ -123,16 +126,18 @@ def compare(scored: Sequence[Scored], world: World, *, dtype: torch.dtype, toler
     gap, sign, ref, lower, count = world.sum(
         [sum(gaps), sum(signed), sum(to_reference), sum(below), float(sum(len(one.old) for one in scored))]
     )
-    if not gap <= tolerance * count:
+    stale = count >= ENOUGH and NEARER * ref < gap and gap > FINE * count
+    if stale or not gap <= tolerance * count:
         raise SamplerDiffersError(
             f"sampler and scorer differ by {gap / count:.3g} in the mean log-probability of a token (mean signed difference"
-            f" {sign / count:+.3g}; {tolerance:g} would be rounding): {_cause(gap, ref, lower, tolerance, count)}"
+            f" {sign / count:+.3g}; {tolerance:g} would be rounding), sampler and reference by {ref / count:.3g}: "
+            f"{_cause(stale or ref <= tolerance * count, lower)}"
         )
     return Mean(gap, count)
 
 
-def _cause(gap: float, to_reference: float, below: float, tolerance: float, count: float) -> str:
-    if to_reference <= tolerance * count:
+def _cause(as_reference: bool, below: float) -> str:
+    if as_reference:
         return "the sampler speaks as the reference does, so it runs without the adapter or with the weights of the start"
     if below == 0:
         return "every token was likelier to the sampler, so it draws from a cut distribution (top-k, top-p, a penalty) or colder"

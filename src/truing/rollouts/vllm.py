@@ -21,7 +21,7 @@ from truing.rollouts.weights import LiveWeights, Written
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM makes room for."""
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-SURROUNDINGS = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+SURROUNDINGS = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """Unless the user has them otherwise: nothing is reported home, little is said, and the engine runs in this process, where the same
 requests make the same batches."""
 
@@ -55,6 +55,7 @@ class VLLMSampler:
             trust_remote_code=False,
             dtype=DTYPES[weights.policy.dtype],
             max_model_len=max_tokens,
+            use_tqdm_on_load=False,
             logprobs_mode="processed_logprobs",  # after the temperature; vLLM's own default is before
             **({"enable_lora": True, "max_lora_rank": _room(weights.lora.rank)} if weights.lora else {}),
             **engine,
