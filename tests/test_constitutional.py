@@ -179,7 +179,9 @@ def test_a_server_that_is_down_ends_the_run_and_what_is_left_out_stays_out(
         skipping = [*settings, f"endpoint.url={server.url}", "on_failure=skip", f"run={tmp_path / 'skipping'}"]
         server.faults = ["500"]
         after_a_verdict.append("500")
-        assert truing(*skipping)[0] == 0
+        code, said, err = truing(*skipping)
+        assert code == 0, err
+        assert re.search(r"left out: [1-9]\d* prompts that came to no end, 1 verdicts that are missing", said), said
         for stage in ("revisions", "pairs"):
             account = json.loads((current(tmp_path / "skipping", stage) / "account.json").read_bytes())
             assert sum("status 500" in problem for problem in account["problems"]) == 1

@@ -362,6 +362,11 @@ def _report(config: Config, result: Mapping[str, Any]) -> str:
         f"feedback: {pairs['preferences']} preferences of {pairs['pairs']} pairs{certainty}; "
         f"principles disagreed on {pairs['comparisons_with_conflict']}"
     )
+    left_out = [sum(account["problems"].values()) for account in (revisions, pairs)]
+    if any(left_out):
+        lines.append(
+            f"left out: {left_out[0]} prompts that came to no end, {left_out[1]} verdicts that are missing; account.json has why"
+        )
     lines += [
         f"judge's {name}: {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}] (n={e['n']}) {e['said']}"
         for name, e in pairs["judge"].items()
