@@ -32,7 +32,7 @@ from truing.quality.shortcuts import FEATURES, Shortcuts, features
 from truing.quality.sketch import Sketches, shared, sketch
 from truing.quality.turns import Turns
 from truing.quality.unreadable import Unreadable
-from truing.records import Demonstration, Message, Origin, Ranking
+from truing.records import Demonstration, Message, Origin, Preference, Ranking
 from truing.statistics import Estimate, wilson
 
 # -- edit distance and sketches
@@ -95,7 +95,7 @@ def test_repeats_name_the_earlier_row_and_only_across_the_line_where_asked() -> 
 def _sketched(texts: list[str]) -> Sketches:
     sketches = Sketches()
     for text in texts:
-        sketches.add(text)
+        sketches.add(((text,),))
     return sketches
 
 
@@ -103,7 +103,7 @@ def test_sketches_go_on_beyond_one_block() -> None:
     sketches = Sketches()
     texts = [f"{i} {i * 7919} {i * 104729} {i * 1299709}" for i in range(4500)]
     for text in [*texts, texts[17]]:
-        sketches.add(text)
+        sketches.add(((text,),))
     assert len(sketches) == 4501
     assert sketches.repeats(1.0)[4500] == 17
 
@@ -126,6 +126,44 @@ def test_exact_and_near_duplicates() -> None:
 def test_the_opposite_label_is_no_duplicate() -> None:
     assert len(found(Duplicates(None), [judged(1, "q", "a", True), judged(2, "q", "a", False)])["duplicates"].rows) == 0
     assert len(found(Duplicates(None), [judged(1, "q", "a", True), judged(2, "q", "a", True)])["duplicates"].rows) == 1
+
+
+def test_votes_of_different_people_are_no_repeats() -> None:
+    def vote(row: int, person: str, *, turned: bool = False, more: str = "") -> Sample:
+        good, bad = (prose(1), prose(2)) if not turned else (prose(2), prose(1))
+        prompt = asked(prose(3, 60) + more)
+        origin = Origin(file="v.jsonl", row=row)
+        return Sample.of(Preference(prompt=prompt, chosen=good, rejected=bad, origin=origin, tags={"annotator": person}))
+
+    votes = [vote(i, f"p{i}", turned=i % 3 == 0, more=" Now." if i % 2 else "") for i in range(1, 11)]
+    says = found(Duplicates(0.7), votes)
+    assert (list(says["duplicates"].rows), list(says["near_duplicates"].rows)) == ([], [])
+    says = found(Duplicates(0.7), [*votes, vote(11, "p2"), vote(12, "p4", more=" Now.")])
+    assert (list(says["duplicates"].rows), list(says["near_duplicates"].rows)) == ([11], [12])
+
+
+def test_near_repeats_are_alike_in_every_part() -> None:
+    long = prose(1, 300)
+    rows = [pair(1, long, prose(2), prose(3)), pair(2, long, prose(4), prose(3)), pair(3, long, prose(2), prose(5))]
+    rows += [pair(4, long, prose(3), prose(2)), pair(5, long + " Yes.", prose(2), prose(3))]
+    says = found(Duplicates(0.85), rows)["near_duplicates"]
+    assert (list(says.rows), says.examples[0].text) == ([5], "repeats row 1"), "one answer is another, or both change places"
+    alike = prose(6, 90)
+    says = found(Duplicates(0.7), [pair(1, "q", alike, alike + " Or not."), pair(2, "q", alike + " Or not.", alike)])
+    assert list(says["near_duplicates"].rows) == [], "the opposite of a pair whose answers are alike"
+
+
+def test_rankings_and_judgements_are_alike_in_their_order() -> None:
+    def ranking(row: int, *responses: str) -> Sample:
+        return Sample.of(Ranking(prompt=asked("q"), responses=responses, origin=Origin(file="r", row=row)))
+
+    a, b, c = prose(1), prose(2), prose(3)
+    says = found(Duplicates(0.7), [ranking(1, a, b, c), ranking(2, a, c, b), ranking(3, a, b, c + " Yes.")])
+    assert list(says["near_duplicates"].rows) == [3]
+    says = found(Duplicates(0.7), [judged(1, "q", a, True), judged(2, "q", a + " Yes.", False), judged(3, "q", a + " Well.", True)])
+    assert list(says["near_duplicates"].rows) == [3]
+    says = found(Duplicates(0.7), [judged(i, "q", str(i), True) for i in range(400)])
+    assert list(says["near_duplicates"].rows) == [], "answers of one run of signs"
 
 
 def test_contradictions_and_rings_by_hand() -> None:

@@ -1,4 +1,8 @@
-"""Rows that repeat an earlier one, exactly (but for case and white space) or nearly."""
+"""Rows that repeat an earlier one, exactly (but for case and white space) or nearly.
+
+Each part in its place: prompt, chosen and rejected (of a ranking, the best answer and the others in their order) must all be alike.
+The opposite of a preference is a contradiction, and votes of different annotators (rows with a column `annotator`) are votes.
+"""
 
 from array import array
 
@@ -6,26 +10,28 @@ import numpy as np
 
 from truing.quality.finding import SHOWN, Example, Finding, Flagged, rate_finding
 from truing.quality.sample import Sample
-from truing.quality.sketch import Sketches
+from truing.quality.sketch import Parts, Sketches
 from truing.records import Origin
 
 
 class Duplicates:
-    """Exact repeats by a hash of all texts of a row, near ones by sketches that share at least `limit`."""
+    """Exact repeats by a hash of all texts of a row, near ones by sketches whose every part shares at least `limit`."""
 
     def __init__(self, limit: float | None = 0.85) -> None:
         self.limit = limit
         self.file = ""
         self.rows, self.keys = array("Q"), array("Q")
         self.sketches = Sketches()
+        self.people: dict[str | None, int] = {}
 
     def see(self, sample: Sample) -> None:
         """Hashes and sketches a row."""
         self.file = sample.origin.file
         self.rows.append(sample.origin.row)
-        self.keys.append(hash((sample.key, *sample.answer_keys, sample.sides[:1] == ("rejected",))) & (1 << 64) - 1)
+        person = self.people.setdefault(sample.tags.get("annotator"), len(self.people))
+        self.keys.append(hash((sample.key, *sample.answer_keys, sample.sides[:1] == ("rejected",), person)) & (1 << 64) - 1)
         if self.limit is not None:
-            self.sketches.add("\n".join((sample.prompt, *sample.answers)))
+            self.sketches.add(_parts(sample), person)
 
     def findings(self) -> list[Finding]:
         """Exact repeats and near ones; a row is of one kind only."""
@@ -59,7 +65,7 @@ class Duplicates:
                 "near_duplicates",
                 near,
                 count,
-                said=f"rows that share about {self.limit:.0%} or more of their text with an earlier one",
+                said=f"rows whose every part shares about {self.limit:.0%} or more with an earlier row of the same person",
                 why=why,
                 mend="truing data dedupe FILE to=OUT",
                 act=0.02,
@@ -71,3 +77,12 @@ class Duplicates:
         flagged.rows.append(origin.row)
         if len(flagged.examples) < SHOWN:
             flagged.examples.append(Example(origin=origin, text=f"repeats row {self.rows[before]}"))
+
+
+def _parts(sample: Sample) -> Parts:
+    """The prompt and the answers, each told from the same text in another place; a judgement's place is what it says."""
+    if not sample.answers:
+        return ((sample.prompt,),)
+    if len(sample.answers) == 1:
+        return (sample.prompt,), sample.answers if sample.sides == ("chosen",) else ("", *sample.answers)
+    return (sample.prompt,), sample.answers[:1], sample.answers[1:]

@@ -24,7 +24,7 @@ class Leakage:
             self.prompts.setdefault(sample.key, len(self.origins))
             self.origins.append(sample.origin)
             if limit is not None:
-                self.sketches.add(sample.prompt)
+                self.sketches.add(((sample.prompt,),))
         self.count, self.file = 0, ""
         self.rows, self.long = array("Q"), array("b")
         self.exact = Flagged()
@@ -39,7 +39,7 @@ class Leakage:
         self.rows.append(sample.origin.row)
         self.long.append(there is None and len(sample.prompt) >= FEWEST_CHARACTERS)
         if self.limit is not None:
-            self.sketches.add(sample.prompt)
+            self.sketches.add(((sample.prompt,),))
 
     def findings(self) -> list[Finding]:
         """Exact and near repeats of held-out prompts."""
