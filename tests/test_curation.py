@@ -221,6 +221,56 @@ def test_merge_and_convert(pairs: Path, tmp_path: Path, truing: Truing) -> None:
     assert not (tmp_path / "labels.jsonl.removed.jsonl").exists()
 
 
+FURTHER = {"n": 7, "ratio": 0.5, "safe": True, "note": "t" * 9000, "votes": [1, "x", None], "meta": {"by": {"b": 1}}, "none": None}
+
+
+@pytest.mark.parametrize("extension", ["jsonl", "json", "jsonl.gz", "parquet", "arrow"])
+def test_further_columns_come_out_as_they_went_in(extension: str, tmp_path: Path, truing: Truing) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", **FURTHER, "n": i} for i in range(3)]
+    if extension in ("parquet", "arrow"):
+        rows = [{**row, "votes": [1, 2, None]} for row in rows]
+    source, out, back = written(tmp_path / "in.jsonl", rows), tmp_path / f"out.{extension}", tmp_path / "back.jsonl"
+    assert truing("data", "filter", source, f"to={out}", "keep.safe=true")[0] == 0
+    code, said, _ = truing("data", "convert", out, f"to={back}")
+    assert (code, "no place" in said) == (0, False)
+    assert list(map(json.loads, back.read_text().splitlines())) == rows
+
+
+def test_columns_of_several_types_become_text_in_tables(tmp_path: Path, truing: Truing) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "id": [7, "x7"][i], "meta": [{"a": 1}, {"b": [2]}][i]} for i in range(2)
+    ]
+    source = written(tmp_path / "in.jsonl", rows)
+    for extension in ("csv", "parquet"):
+        out = tmp_path / f"out.{extension}"
+        assert truing("data", "convert", source, f"to={out}")[0] == 0
+        assert [dict(record.tags) for record in read(out).records] == [dict(record.tags) for record in read(source).records]
+    turns = [{"role": "user", "content": "q"}]
+    mixed = written(tmp_path / "mixed.jsonl", [*rows, {"prompt": turns * 2, "chosen": "a", "rejected": "b"}])
+    code, _, err = truing("data", "convert", mixed, f"to={tmp_path / 'x.parquet'}")
+    assert (code, "text in some rows and turns or lists in others" in err) == (2, True)
+
+
+def test_columns_that_have_no_place_are_named_and_counted(tmp_path: Path, truing: Truing) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    source = written(
+        tmp_path / "in.jsonl", [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "messages": turns} for i in range(3)]
+    )
+    code, said, _ = truing("data", "convert", source, f"to={tmp_path / 'same.jsonl'}")
+    assert (code, "no place" in said) == (0, False)
+    assert json.loads((tmp_path / "same.jsonl").read_text().splitlines()[0])["messages"] == turns
+    for to in ("x.csv", "x.jsonl"):
+        more = [] if to == "x.csv" else ["format=openai_preference"]
+        code, said, _ = truing("data", "convert", source, f"to={tmp_path / to}", *more)
+        assert (code, said.splitlines()[1]) == (0, "  column messages of 3 rows has no place in the output")
+
+
+def test_prompts_of_preferences_keep_the_good_answer_beside_their_columns(tmp_path: Path, truing: Truing) -> None:
+    source, out = written(tmp_path / "in.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b", "n": 7}]), tmp_path / "out.jsonl"
+    assert truing("data", "convert", source, f"to={out}", "format=prompt")[0] == 0
+    assert json.loads(out.read_text()) == {"prompt": "q", "n": 7, "shown": "a"}
+
+
 def test_rankings_become_pairs_only_when_told_how(tmp_path: Path, truing: Truing) -> None:
     source, out = tmp_path / "r.jsonl", tmp_path / "p.jsonl"
     write(source, [Ranking(prompt=SINGLE, responses=("a", "b", "c"))], "ranking")

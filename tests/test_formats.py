@@ -1,5 +1,6 @@
 """Formats: each converted by hand, each fault with its reason, and nothing guessed."""
 
+import datetime
 import math
 from dataclasses import replace
 
@@ -208,11 +209,13 @@ def test_trap_06_an_empty_response_is_an_error_in_the_data_never_a_record() -> N
             recognise(row).record(row)
 
 
-def test_further_columns_become_tags_when_they_are_short_and_plain() -> None:
-    row = {"prompt": "Hi", "good_answer": "Yes", "bad_answer": "No", "kind": "greeting", "topic": "t" * 200, "turns": 3}
-    row |= {"safe": True, "score": 0.5, "long": "t" * 201, "gap": math.nan, "list": [1], "none": None, "": "index", "blank": ""}
+def test_further_columns_become_tags_as_text() -> None:
+    row = {"prompt": "Hi", "good_answer": "Yes", "bad_answer": "No", "kind": "greeting", "topic": "t" * 4096, "turns": 3}
+    row |= {"safe": True, "score": 0.5, "long": "t" * 4097, "gap": math.nan, "list": [1], "none": None, "": "index", "blank": ""}
+    row |= {"meta": {"by": ["a", None]}, "empty": [], "bytes": b"x", "inside": [b"x"], "day": datetime.date(2026, 3, 1)}
     record = recognise(row).record(row, Origin(file="a.csv", row=2))
-    assert record.tags == {"kind": "greeting", "topic": "t" * 200, "turns": "3", "safe": "true", "score": "0.5"}
+    tags = {"kind": "greeting", "topic": "t" * 4096, "turns": "3", "safe": "true", "score": "0.5", "list": "[1]"}
+    assert record.tags == {**tags, "meta": '{"by":["a",null]}', "day": "2026-03-01"}
     assert str(record.origin) == "a.csv:2"
 
 

@@ -13,7 +13,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date, time
 from functools import lru_cache
+
+import orjson
 
 from truing.data.problems import BadValueError, DataError
 from truing.data.turns import (
@@ -35,8 +38,8 @@ from truing.data.turns import (
 )
 from truing.records import Demonstration, Feedback, Message, Messages, Origin, Preference, Prompt, Ranking, Record, Steps
 
-TAG_LENGTH = 200
-"""Characters up to which a further column is kept as a tag."""
+TAG_LENGTH = 4096
+"""Characters up to which a further column is a tag; `truing data` keeps further columns as they stand, whatever their length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Format:
     """Columns without which a row is not of this format."""
     takes: frozenset[str] = frozenset()
     """Columns that are read, or knowingly left, where they are there; others become tags."""
+    leaves: frozenset[str] = frozenset()
+    """Those of them that are left: they repeat, or contradict, what other columns say."""
     not_with: frozenset[str] = frozenset()
     """Columns whose presence says that something else was meant, such as `chosen` without `rejected` beside a lone prompt."""
     convert: Callable[[Row], Record]
@@ -59,18 +64,37 @@ class Format:
 
 
 def tags(row: Row, used: frozenset[str]) -> dict[str, str]:
-    """Further columns that are short texts, numbers or booleans, as text."""
+    """Further columns as text: numbers, booleans and times, lists and objects as JSON."""
     kept: dict[str, str] = {}
     for column, cell in row.items():
         if column in used or not column:
             continue
-        if isinstance(cell, bool):
-            kept[column] = "true" if cell else "false"
-        elif isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell)):
-            kept[column] = str(cell)
-        elif isinstance(cell, str) and len(cell) <= TAG_LENGTH and not is_blank(cell):
-            kept[column] = cell
+        said = as_tag(cell)
+        if said and len(said) <= TAG_LENGTH and not is_blank(said):
+            kept[column] = said
     return kept
+
+
+def as_tag(cell: object) -> str | None:
+    """A cell as text; None for what has no text here, such as bytes, and for numbers that are none."""
+    match cell:
+        case str():
+            return cell
+        case bool():
+            return "true" if cell else "false"
+        case int():
+            return str(cell)
+        case float():
+            return str(cell) if math.isfinite(cell) else None
+        case date() | time():
+            return cell.isoformat()
+        case list() | dict() if cell:
+            try:
+                return orjson.dumps(cell).decode()
+            except TypeError:
+                return None
+        case _:
+            return None
 
 
 def label(cell: object) -> bool:
@@ -254,14 +278,21 @@ def _from_pandalm(row: Row) -> Preference:
 
 
 def _format(
-    name: str, needs: str, convert: Callable[[Row], Record], *, takes: str = "", not_with: str = "chosen rejected"
+    name: str,
+    needs: str,
+    convert: Callable[[Row], Record],
+    *,
+    takes: str = "",
+    leaves: str = "",
+    not_with: str = "chosen rejected",
 ) -> tuple[str, Format]:
     """One line of the table."""
     wanted = frozenset(needs.split())
     return name, Format(
         name=name,
         needs=wanted,
-        takes=frozenset(takes.split()),
+        takes=frozenset(f"{takes} {leaves}".split()),
+        leaves=frozenset(leaves.split()),
         not_with=frozenset(not_with.split()) - wanted,
         convert=convert,
     )
@@ -288,20 +319,27 @@ FORMATS: dict[str, Format] = dict(
             "alpaca_preference",
             "instruction chosen rejected",
             lambda row: _sides(_alpaca_prompt(row), row),
-            takes="input output system history margin probability",
+            takes="input system history margin probability",
+            leaves="output",
         ),
-        _format("preference", "prompt chosen rejected", _from_preference, takes="margin probability messages"),
+        _format("preference", "prompt chosen rejected", _from_preference, takes="margin probability", leaves="messages"),
         _format("conversation_pair", "chosen rejected", _from_conversation_pair, takes="margin probability"),
         _format("good_bad", "prompt good_answer bad_answer", _from_good_bad, takes="margin probability"),
         _format("ranking", "prompt responses", _from_ranking),
         _format("steps", "prompt completions labels", _from_steps, takes="separator"),
-        _format("messages_feedback", "messages label", lambda row: _feedback(_turns(row, "messages"), row), takes="system prompt"),
+        _format(
+            "messages_feedback",
+            "messages label",
+            lambda row: _feedback(_turns(row, "messages"), row),
+            takes="system",
+            leaves="prompt",
+        ),
         _format(
             "sharegpt_feedback", "conversations label", lambda row: _feedback(_turns(row, "conversations"), row), takes="system"
         ),
         _format("feedback", "prompt completion label", lambda row: _feedback(_completed(row, "completion"), row)),
         _format("response_feedback", "prompt response label", lambda row: _feedback(_completed(row, "response"), row)),
-        _format("messages", "messages", lambda row: _demonstration(_turns(row, "messages")), takes="system prompt"),
+        _format("messages", "messages", lambda row: _demonstration(_turns(row, "messages")), takes="system", leaves="prompt"),
         _format("sharegpt", "conversations", lambda row: _demonstration(_turns(row, "conversations")), takes="system"),
         _format("alpaca", "instruction output", _from_alpaca, takes="input system history"),
         _format("demonstration", "prompt completion", lambda row: _demonstration(_completed(row, "completion"))),

@@ -22,6 +22,7 @@ import orjson
 from truing.data.formats import Format, check_mapping, find, renamed, unknown
 from truing.data.problems import SHOWN, BadRow, BadValueError, DataError
 from truing.data.rows import EXTENSIONS, MAX_LINE_BYTES, Position, RawRow, bad, rows
+from truing.data.turns import Row
 from truing.records import Demonstration, Origin, Preference, Prompt, Ranking, Record
 
 R = TypeVar("R", bound=Record)
@@ -64,12 +65,17 @@ class Opened:
 
     file: str
     format: Format
-    items: Iterator[Record | BadRow]
-    """One item a row."""
+    rows: Iterator[tuple[Record, Row] | BadRow]
+    """One item a row: its record, and its cells under our names."""
     sha256: Callable[[], str]
     """Asked once the items are through."""
     position: Callable[[], tuple[int, int]]
     """How much of how much has been read: bytes of a text file, rows of a table or an array."""
+
+    @property
+    def items(self) -> Iterator[Record | BadRow]:
+        """The records alone; what is taken here is taken from `rows`."""
+        return (item if isinstance(item, BadRow) else item[0] for item in self.rows)
 
 
 def read(
@@ -211,8 +217,8 @@ def opened(path: str | os.PathLike[str], *, mapping: Mapping[str, str], max_line
     else:
         raise DataError(_missing(place, file))
     format, source = _settle(source, mapping, file)
-    items = _convert(source, format, mapping, file)
-    return Opened(file=file, format=format, items=items, sha256=sha256, position=position.read)
+    found = _convert(source, format, mapping, file)
+    return Opened(file=file, format=format, rows=found, sha256=sha256, position=position.read)
 
 
 def _missing(place: Path, file: str) -> str:
@@ -278,7 +284,9 @@ def _settle(source: Iterator[RawRow | BadRow], mapping: Mapping[str, str], file:
     return found.most_common(1)[0][0], chain(seen, source)
 
 
-def _convert(source: Iterator[RawRow | BadRow], format: Format, mapping: Mapping[str, str], file: str) -> Iterator[Record | BadRow]:
+def _convert(
+    source: Iterator[RawRow | BadRow], format: Format, mapping: Mapping[str, str], file: str
+) -> Iterator[tuple[Record, Row] | BadRow]:
     """Rows to records of one kind, that of the first; an error at the end when no row was usable."""
     kind: type[Record] | None = None
     first: list[BadRow] = []
@@ -286,14 +294,15 @@ def _convert(source: Iterator[RawRow | BadRow], format: Format, mapping: Mapping
     for item in source:
         if isinstance(item, RawRow):
             try:
-                record = _record(item, format, mapping, file)
+                row = renamed(item.cells, mapping)
+                record = _record(row, format, Origin(file=file, row=item.number))
                 if kind is not None and type(record) is not kind:
                     raise BadValueError(f"a {type(record).__name__} in a file of {kind.__name__} records")
             except BadValueError as error:
                 item = bad(file, item.number, _in_their_words(str(error), mapping), item.cells)
             else:
                 kind = type(record)
-                yield record
+                yield record, row
                 continue
         count += 1
         if len(first) < SHOWN:
@@ -303,9 +312,8 @@ def _convert(source: Iterator[RawRow | BadRow], format: Format, mapping: Mapping
         raise DataError(too_many_bad_rows(file, first, count, count))
 
 
-def _record(raw: RawRow, format: Format, mapping: Mapping[str, str], file: str) -> Record:
+def _record(row: Row, format: Format, origin: Origin) -> Record:
     """The record of one row, which must be of the file's format."""
-    row = renamed(raw.cells, mapping)
     columns = frozenset(row)
     own = find(columns)
     if own is not format:
@@ -314,7 +322,7 @@ def _record(raw: RawRow, format: Format, mapping: Mapping[str, str], file: str) 
             raise BadValueError(f'missing column "{lacking[0]}"')
         extra = ", ".join(f'"{column}"' for column in sorted(columns - format.needs - format.takes)[:5])
         raise BadValueError(f"with {extra} it is not of the file's format {format.name}")
-    return format.record(row, Origin(file=file, row=raw.number))
+    return format.record(row, origin)
 
 
 def _in_their_words(reason: str, mapping: Mapping[str, str]) -> str:

@@ -1,7 +1,9 @@
 """Records back to files: the other direction of `truing.data.formats` and `truing.data.rows`.
 
-What is read of a file that was written here is the same record, tags and margin included. Written whole or not at all
-(`truing.runs.durable`). JSONL streams; the other types are gathered first. What a format cannot hold is an error with its row.
+What is read of a file that was written here is the same record, tags and margin included. Further columns can be given as they
+stood in the row that a record came from; types that hold one kind of cell a column (CSV, Parquet, Arrow) get those that do not fit
+as text. Written whole or not at all (`truing.runs.durable`). JSONL streams; the other types are gathered first. What a format
+cannot hold is an error with its row.
 """
 
 import csv
@@ -9,12 +11,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 
 import orjson
 import polars
 
-from truing.data.formats import COLUMNS, FORMATS
+from truing.data.formats import COLUMNS, FORMATS, as_tag
 from truing.data.problems import DataError
 from truing.data.rows import EXTENSIONS, FileType
 from truing.data.turns import ASSISTANT, HUMAN
@@ -162,8 +165,12 @@ USUAL: Mapping[type[Record], str] = {
 """The format of a kind of record where none is asked for."""
 
 
-def row_of(record: Record, format: str) -> Row:
-    """The columns of a record. A tag that has the name of a format's column is written with an underscore after it."""
+def row_of(record: Record, format: str, further: Mapping[str, object] | None = None) -> Row:
+    """The columns of a record, and its tags or else these further columns.
+
+    One that has the name of a format's column is written with an underscore after it; of further columns that this format knowingly
+    leaves (`left_by`) the name stays.
+    """
     writer = WRITERS[format]
     assert isinstance(record, writer.kind), f"{format} holds {writer.kind.__name__} records"
     where = f"{record.origin}: " if record.origin else ""
@@ -176,7 +183,28 @@ def row_of(record: Record, format: str) -> Row:
         if number is not None and not writer.holds_judgement:
             raise DataError(f"{where}{format} has no place for the {name}; take preference")
         row |= {} if number is None else {name: number}
-    return row | {f"{name}_" if name in COLUMNS or name in row else name: value for name, value in record.tags.items()}
+    taken, beside = (COLUMNS, record.tags) if further is None else (COLUMNS - left_by(format), further)
+    return row | {f"{name}_" if name in taken or name in row else name: value for name, value in beside.items()}
+
+
+def left_by(format: str) -> frozenset[str]:
+    """Columns that readers of a format leave where they are."""
+    return FORMATS[format].leaves if format in FORMATS else frozenset()
+
+
+def holds(cell: object) -> bool:
+    """Whether a cell can be written: what JSON has, and dates and times, which become text in it."""
+    match cell:
+        case None | str() | bool() | float() | date() | time():
+            return True
+        case int():
+            return -(1 << 63) <= cell < 1 << 64
+        case list() | tuple():
+            return all(map(holds, cell))
+        case dict():
+            return all(isinstance(key, str) and holds(inner) for key, inner in cell.items())
+        case _:
+            return False
 
 
 def output_type(path: Path) -> FileType:
@@ -198,24 +226,31 @@ def check_format(format: str) -> str:
 
 def write(path: Path, records: Iterable[Record], format: str) -> int:
     """Writes the records as one file that appears whole; returns how many. Replaces what is there: ask before."""
+    output_type(path)
+    with staged(path) as put:
+        return put_rows(put, path, (row_of(record, format) for record in records))
+
+
+def put_rows(put: Callable[[bytes], None], path: Path, rows: Iterable[Row]) -> int:
+    """The rows as bytes of the file type that the path's name says; returns how many."""
     kind, count = output_type(path), 0
 
-    def rows() -> Iterator[Row]:
+    def counted() -> Iterator[Row]:
         nonlocal count
-        for record in records:
+        for row in rows:
             count += 1
-            yield row_of(record, format)
+            yield row
 
-    with staged(path) as put:
-        if path.name.lower().endswith(".gz"):
-            # no time stamp in the header: the same rows are the same bytes
-            packer = zlib.compressobj(wbits=31)
-            for piece in _pieces(rows(), kind, path):
-                put(packer.compress(piece))
-            put(packer.flush())
-        else:
-            for piece in _pieces(rows(), kind, path):
-                put(piece)
+    pieces = _pieces(counted(), kind, path)
+    if path.name.lower().endswith(".gz"):
+        # no time stamp in the header: the same rows are the same bytes
+        packer = zlib.compressobj(wbits=31)
+        for piece in pieces:
+            put(packer.compress(piece))
+        put(packer.flush())
+    else:
+        for piece in pieces:
+            put(piece)
     return count
 
 
@@ -231,12 +266,33 @@ def _pieces(rows: Iterator[Row], kind: FileType, path: Path) -> Iterator[bytes]:
         yield _csv(list(rows), "\t" if kind == "tsv" else ",", path)
     else:
         stream = io.BytesIO()
-        frame = polars.DataFrame(list(rows), infer_schema_length=None)
+        frame = polars.DataFrame(_columns(list(rows)))
         if kind == "parquet":
             frame.write_parquet(stream)
         else:
             frame.write_ipc(stream)
         yield stream.getvalue()
+
+
+def _columns(rows: list[Row]) -> dict[str, polars.Series]:
+    """The rows as columns of one type each; a further column of several types becomes text."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: _column(name, [row.get(name) for row in rows]) for name in names}
+
+
+def _column(name: str, cells: list[object]) -> polars.Series:
+    try:
+        found = polars.Series(name, cells, strict=True)
+        # objects of other keys than the first lose theirs without a word
+        if "Struct({})" not in str(found.dtype) and (not found.dtype.is_nested() or found.to_list() == cells):
+            return found
+    except (TypeError, ValueError, OverflowError, polars.exceptions.PolarsError):
+        pass
+    if name in COLUMNS:
+        raise DataError(
+            f'"{name}" holds text in some rows and turns or lists in others; a table has one type a column: write .jsonl'
+        )
+    return polars.Series(name, [as_tag(cell) for cell in cells], dtype=polars.String)
 
 
 def _csv(rows: list[Row], delimiter: str, path: Path) -> bytes:
@@ -245,14 +301,8 @@ def _csv(rows: list[Row], delimiter: str, path: Path) -> bytes:
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        nested = next((name for name, cell in row.items() if isinstance(cell, list | dict)), None)
+        nested = next((name for name, cell in row.items() if isinstance(cell, list | dict) and name in COLUMNS), None)
         if nested is not None:
             raise DataError(f'{path}: a cell of CSV cannot hold the turns or lists of "{nested}"; write .jsonl, or another format')
-        writer.writerow([_cell(row.get(name)) for name in columns])
+        writer.writerow([as_tag(row.get(name)) or "" for name in columns])
     return text.getvalue().encode()
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else value

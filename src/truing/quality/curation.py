@@ -15,9 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from truing.data.formats import Format
 from truing.data.problems import EXCERPT, BadRow, DataError
-from truing.data.read import as_kind, iterate
-from truing.data.write import USUAL, WRITERS, check_format, output_type, write
+from truing.data.read import as_kind, iterate, opened
+from truing.data.turns import Row
+from truing.data.write import USUAL, WRITERS, check_format, holds, left_by, output_type, put_rows, row_of
 from truing.quality.finding import Finding
 from truing.quality.inspection import Inspected, Settings, inspect
 from truing.quality.sample import text_key
@@ -111,6 +113,8 @@ class Account:
     """File -> records in it; more than rows where a row says several things."""
     removed_to: Path | None
     """Where the removed rows are listed; None when none was."""
+    left: Mapping[str, int] = field(default_factory=dict)
+    """Columns that were not written -> in how many rows they held something."""
 
     def __post_init__(self) -> None:
         assert self.rows_in == self.rows_out + self.rows_removed, "every row is written or named"
@@ -123,6 +127,7 @@ class Account:
     def __str__(self) -> str:
         lines = [f"{self.rows_in} rows in = {self.rows_out} out + {self.rows_removed} removed"]
         lines += [f"  removed {count}: {reason}" for reason, count in sorted(self.reasons.items(), key=lambda r: (-r[1], r[0]))]
+        lines += [f"  column {column} of {count} rows has no place in the output" for column, count in self.left.items()]
         lines += [f"written: {path} ({records} records)" for path, records in self.written.items()]
         return "\n".join([*lines, *([f"removed rows: {self.removed_to}"] if self.removed_to else [])])
 
@@ -201,6 +206,7 @@ def split(file: str, wanted: Split) -> Account:
         reasons=reasons,
         written={**train.written, **rest.written},
         removed_to=train.removed_to if reasons else None,
+        left={name: train.left.get(name, 0) + rest.left.get(name, 0) for name in {**train.left, **rest.left}},
     )
 
 
@@ -261,21 +267,23 @@ def _write(
                 put = stack.enter_context(staged(wanted.removed_to))
             put(to_json_line({"file": file, "row": row, "reason": reason, "text": text}))
 
-        def passing() -> Iterator[Record]:
+        def passing() -> Iterator[tuple[Record, Row, Format]]:
             nonlocal rows_in, rows_out
             for file in files:
-                for item in iterate(file, mapping=wanted.mapping):
+                source = opened(file, mapping=wanted.mapping)
+                for item in source.rows:
                     rows_in += 1
                     if isinstance(item, BadRow):
                         remove(file, item.origin.row, item.reason, item.text)
                         continue
-                    reason = verdict(item)
+                    record, row = item
+                    reason = verdict(record)
                     if reason is None:
                         rows_out += 1
-                        yield item
+                        yield record, row, source.format
                     elif listed:
-                        assert item.origin is not None
-                        remove(file, item.origin.row, reason, _asked(item)[-1].content[:EXCERPT])
+                        assert record.origin is not None
+                        remove(file, record.origin.row, reason, _asked(record)[-1].content[:EXCERPT])
                     else:
                         reasons[reason] += 1
 
@@ -284,18 +292,38 @@ def _write(
         if first is None:
             why = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
             raise ValueError(f"{', '.join(files)}: no row is left to write ({why})")
-        format = format or USUAL[Preference if isinstance(first, Ranking) and wanted.pairs else type(first)]
-        kind = WRITERS[format].kind
-        written = write(
-            wanted.to, (made for record in chain((first,), records) for made in _as(record, kind, wanted.pairs)), format
+        into = format or USUAL[Preference if isinstance(first[0], Ranking) and wanted.pairs else type(first[0])]
+        left: Counter[str] = Counter()
+        rows = (
+            row_of(made, into, further | {name: tag for name, tag in made.tags.items() if name not in record.tags})
+            for record, row, source in chain((first,), records)
+            for further in (_further(row, source, into, wanted.to, left),)
+            for made in _as(record, WRITERS[into].kind, wanted.pairs)
         )
+        written = put_rows(stack.enter_context(staged(wanted.to)), wanted.to, rows)
     return Account(
         rows_in=rows_in,
         rows_out=rows_out,
         reasons=dict(reasons),
         written={str(wanted.to): written},
         removed_to=wanted.removed_to if put else None,
+        left=dict(left),
     )
+
+
+def _further(row: Row, source: Format, format: str, to: Path, left: Counter[str]) -> dict[str, object]:
+    """The columns that a row's record does not say, as they stand; `left` counts those that the output has no place for."""
+    said, flat = source.needs | source.takes - source.leaves, output_type(to) in ("csv", "tsv")
+    kept: dict[str, object] = {}
+    for name, cell in row.items():
+        if name in said:
+            continue
+        elsewhere = name in source.leaves and (name not in left_by(format) or (flat and isinstance(cell, list | dict)))
+        if name and holds(cell) and not elsewhere:
+            kept[name] = cell
+        elif cell not in (None, ""):
+            left[name or "without a name"] += 1
+    return kept
 
 
 def _as(record: Record, kind: type[Record], pairs: Literal["all", "ends"] | None) -> Iterable[Record]:
