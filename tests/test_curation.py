@@ -301,12 +301,38 @@ def test_rankings_become_pairs_only_when_told_how(tmp_path: Path, truing: Truing
 def test_wrong_use_writes_nothing(argv: list[str], said: str, pairs: Path, tmp_path: Path, truing: Truing) -> None:
     there = tmp_path / "there.jsonl"
     there.write_text("mine")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    code, _, err = truing("data", *(word.format(pairs=pairs, there=there, new=tmp_path / "new") for word in argv))
+    (tmp_path / "a.jsonl").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    words = (word.format(pairs=pairs, there=there, new=tmp_path / "new", folder=tmp_path) for word in argv)
+    code, _, err = truing("data", *words)
     assert code == 2
     assert said in err
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
+
+def test_a_list_of_removed_rows_does_not_outlive_what_it_is_about(pairs: Path, tmp_path: Path, truing: Truing) -> None:
+    out = tmp_path / "out.jsonl"
+    assert truing("data", "convert", pairs, f"to={out}")[0] == 0
+    listed = tmp_path / "out.jsonl.removed.jsonl"
+    assert listed.exists()
+    source = written(tmp_path / "whole.jsonl", ROWS)
+    assert truing("data", "convert", source, f"to={out}", "overwrite=true")[0] == 0
+    assert not listed.exists()
+
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}.jsonl"], "is named for two outputs"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={folder}/../{folder.name}/new.jsonl"], "is named for two outputs"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={pairs}", "overwrite=true"], "is what is read"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}.jsonl.removed.jsonl"], "is named for two outputs"),
+        (
+            ["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.jsonl", "share=1e-9"],
+            "new2.jsonl; choose another share or seed",
+        ),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={there}", "share=0.5"], "exists already"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.csv", "format=conversation_pair"], "a cell of CSV cannot hold"),
+        (["filter", "{pairs}", "to={new}.jsonl", "removed={new}.jsonl"], "is named for two outputs"),
+        (["dedupe", "{pairs}", "to={new}.jsonl", "removed={pairs}", "overwrite=true"], "is what is read"),
+        (["filter", "{pairs}", "to={there}", "held_out=[{there}]", "drop=[leaked_prompts]", "overwrite=true"], "is what is read"),
+        (["convert", "{pairs}", "to={folder}/a.jsonl"], "a.jsonl: is a folder"),
 
 def test_show_as_turns_and_as_tokens(pairs: Path, tiny_model_folder: Path, truing: Truing) -> None:
     code, said, _ = truing("data", "show", pairs, "row=3")

@@ -564,3 +564,12 @@ def test_a_model_can_be_asked_instead_of_words(faulty: Path, tiny_model_folder: 
     (line,) = [line for line in out.splitlines() if "random_rejected" in line]
     assert "by likelihood" in line
     assert "of 63 " in line
+@pytest.mark.parametrize("names", [("json", "{faulty}"), ("html", "{folder}/x", "json", "{folder}/../{name}/x")])
+def test_a_report_does_not_replace_what_is_read(names: tuple[str, ...], faulty: Path, tmp_path: Path, truing: Truing) -> None:
+    before = faulty.read_bytes()
+    said = [word.format(faulty=faulty, folder=tmp_path, name=tmp_path.name) for word in names]
+    code, _, err = truing("check", faulty, *(f"{key}={path}" for key, path in zip(said[::2], said[1::2], strict=True)))
+    assert (code, "is what is read, or is named twice" in err) == (2, True)
+    assert faulty.read_bytes() == before
+
+

@@ -1,7 +1,8 @@
 """Mending data: convert, filter, dedupe, split, sample, merge. Every row that goes in comes out or is removed with its reason.
 
-Each operation reads its files row by row and writes files that appear whole; what is there already is not overwritten without being
-told. Removed rows are listed in a file of their own. Which rows to remove is for the checks (`truing.quality.inspection`).
+Each operation reads its files row by row and writes files that appear whole, and all of them or none; what is there already is not
+overwritten without being told. Removed rows are listed in a file of their own. Which rows to remove is for the checks
+(`truing.quality.inspection`).
 """
 
 import heapq
@@ -25,10 +26,14 @@ from truing.quality.inspection import Inspected, Settings, inspect
 from truing.quality.sample import text_key
 from truing.randomness import counted_seed
 from truing.records import Demonstration, Messages, Preference, Prompt, Ranking, Record
-from truing.runs.durable import make_folder, staged, to_json_line
+from truing.runs.durable import make_folder, remove, staged, to_json_line
 
 Verdict = str | None
 """Why a record is removed, or None."""
+ELSEWHERE = ""
+"""The verdict on a record that goes to another output."""
+Side = tuple[Path, Callable[[Record], Verdict]]
+"""An output, and which records do not go there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +139,13 @@ class Account:
 
 def convert(files: Sequence[str], wanted: Output) -> Account:
     """One or several files as one, in another format or type; unreadable rows are removed."""
-    return _write(files, wanted, lambda record: None)
+    _may_write(files, wanted, wanted.to)
+    return _write(files, wanted, (wanted.to, lambda record: None))
 
 
 def filtered(file: str, wanted: Filter, tick: Callable[[int], None] | None = None) -> Account:
     """The rows that no named finding is about. Raises ValueError for a finding that does not exist or names no rows."""
+    _may_write((file, *wanted.held_out, *wanted.benchmarks), wanted, wanted.to)
     reasons: dict[int, str] = {}
     if wanted.drop:
         settings = Settings(
@@ -165,11 +172,12 @@ def filtered(file: str, wanted: Filter, tick: Callable[[int], None] | None = Non
             return f"an answer has fewer than {wanted.least_words} words"
         return reasons.get(record.origin.row)
 
-    return _write([file], wanted, verdict)
+    return _write([file], wanted, (wanted.to, verdict))
 
 
 def sampled(file: str, wanted: Draw) -> Account:
     """A fair sample, in the file's order; a row's chance does not depend on what stands around it."""
+    _may_write([file], wanted, wanted.to)
     count = sum(1 for item in iterate(file, mapping=wanted.mapping) if not isinstance(item, BadRow))
     seeds = ((counted_seed(wanted.seed, "sample", place), place) for place in range(count))
     chosen = {place for _, place in heapq.nsmallest(wanted.rows, seeds)}
@@ -180,33 +188,22 @@ def sampled(file: str, wanted: Draw) -> Account:
         place += 1
         return None if place in chosen else "not drawn"
 
-    return _write([file], wanted, verdict)
+    return _write([file], wanted, (wanted.to, verdict))
 
 
 def split(file: str, wanted: Split) -> Account:
     """Two files by a hash of the prompt: no prompt is in both, and more rows move none."""
-    _may_write([wanted.to, wanted.held_out_to], wanted.overwrite)
+    _may_write([file], wanted, wanted.to, wanted.held_out_to)
 
     def held(record: Record) -> bool:
         key = text_key("\n".join(turn.content for turn in _asked(record)))
         return counted_seed(wanted.seed, "split", key) / 2**63 < wanted.share
 
-    train = _write([file], wanted, lambda record: "held out" if held(record) else None, listed=False)
-    other = Output(
-        to=wanted.held_out_to, format=wanted.format, mapping=wanted.mapping, pairs=wanted.pairs, removed=wanted.removed_to
-    )
-    rest = _write([file], other, lambda record: None if held(record) else "for training", listed=False, told=True)
-    reasons = {reason: count for reason, count in train.reasons.items() if reason != "held out"}
-    if not rest.rows_out or not train.rows_out:
-        empty = wanted.to if not train.rows_out else wanted.held_out_to
-        raise ValueError(f"{file}: no row is left for {empty}; choose another share or seed")
-    return Account(
-        rows_in=train.rows_in,
-        rows_out=train.rows_out + rest.rows_out,
-        reasons=reasons,
-        written={**train.written, **rest.written},
-        removed_to=train.removed_to if reasons else None,
-        left={name: train.left.get(name, 0) + rest.left.get(name, 0) for name in {**train.left, **rest.left}},
+    return _write(
+        [file],
+        wanted,
+        (wanted.to, lambda record: ELSEWHERE if held(record) else None),
+        (wanted.held_out_to, lambda record: None if held(record) else ELSEWHERE),
     )
 
 
@@ -232,81 +229,92 @@ def _asked(record: Record) -> Messages:
     return as_kind((record,), Prompt)[0].messages
 
 
-def _may_write(paths: Iterable[Path], overwrite: bool) -> None:
-    for path in paths:
+def _may_write(read: Iterable[str], wanted: Output, *outputs: Path) -> None:
+    """Raises before anything is read or written for an output that is read, stands twice, or is there already."""
+    sources, seen = {Path(file).resolve() for file in read}, set()
+    for path in (*outputs, wanted.removed_to):
         output_type(path)
-        if path.exists() and not overwrite:
+        place = path.resolve()
+        if place in sources:
+            raise ValueError(f"{path}: is what is read; name another file to write")
+        if place in seen:
+            raise ValueError(f"{path}: is named for two outputs, and one would replace the other; name another file")
+        seen.add(place)
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder; name a file")
+        if path.exists() and not wanted.overwrite:
             raise ValueError(f"{path}: exists already; name another file, or say overwrite=true")
 
 
-def _write(
-    files: Sequence[str], wanted: Output, verdict: Callable[[Record], Verdict], *, listed: bool = True, told: bool = False
-) -> Account:
-    """Writes what passes and lists what does not; `listed` names what the verdict removes, unreadable rows always are."""
-    sources = [Path(file).resolve() for file in files]
-    outputs = [wanted.to] if told else [wanted.to, wanted.removed_to]
-    for path in outputs:
-        if path.resolve() in sources:
-            raise ValueError(f"{path}: is what is read; name another file to write")
-    if not told:
-        _may_write(outputs, wanted.overwrite)
+class _Removed:
+    """The list of removed rows, which is there only once one is removed."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self.path, self.stack = path, stack
+        self.reasons: Counter[str] = Counter()
+        self._put: Callable[[bytes], None] | None = None
+
+    def add(self, file: str, row: int, reason: str, text: str) -> None:
+        """One more removed row."""
+        self.reasons[reason] += 1
+        if self._put is None:
+            make_folder(self.path.resolve().parent)
+            self._put = self.stack.enter_context(staged(self.path))
+        self._put(to_json_line({"file": file, "row": row, "reason": reason, "text": text}))
+
+
+def _write(files: Sequence[str], wanted: Output, *sides: Side) -> Account:
+    """One pass over the files for each side; all outputs appear at the end, or none."""
     format = None if wanted.format is None else check_format(wanted.format)
-    reasons: Counter[str] = Counter()
     rows_in = rows_out = 0
-    make_folder(wanted.to.resolve().parent)
+    written: dict[str, int] = {}
+    left: Counter[str] = Counter()
     with ExitStack() as stack:
-        put: Callable[[bytes], None] | None = None
+        removed = _Removed(wanted.removed_to, stack)
 
-        def remove(file: str, row: int, reason: str, text: str) -> None:
-            nonlocal put
-            reasons[reason] += 1
-            if told:
-                return
-            if put is None:
-                make_folder(wanted.removed_to.resolve().parent)
-                put = stack.enter_context(staged(wanted.removed_to))
-            put(to_json_line({"file": file, "row": row, "reason": reason, "text": text}))
-
-        def passing() -> Iterator[tuple[Record, Row, Format]]:
+        def passing(verdict: Callable[[Record], Verdict], first: bool) -> Iterator[tuple[Record, Row, Format]]:
             nonlocal rows_in, rows_out
             for file in files:
                 source = opened(file, mapping=wanted.mapping)
                 for item in source.rows:
-                    rows_in += 1
+                    rows_in += first
                     if isinstance(item, BadRow):
-                        remove(file, item.origin.row, item.reason, item.text)
+                        if first:
+                            removed.add(file, item.origin.row, item.reason, item.text)
                         continue
                     record, row = item
                     reason = verdict(record)
                     if reason is None:
                         rows_out += 1
                         yield record, row, source.format
-                    elif listed:
+                    elif reason != ELSEWHERE:
                         assert record.origin is not None
-                        remove(file, record.origin.row, reason, _asked(record)[-1].content[:EXCERPT])
-                    else:
-                        reasons[reason] += 1
+                        removed.add(file, record.origin.row, reason, _asked(record)[-1].content[:EXCERPT])
 
-        records = passing()
-        first = next(records, None)
-        if first is None:
-            why = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
-            raise ValueError(f"{', '.join(files)}: no row is left to write ({why})")
-        into = format or USUAL[Preference if isinstance(first[0], Ranking) and wanted.pairs else type(first[0])]
-        left: Counter[str] = Counter()
-        rows = (
-            row_of(made, into, further | {name: tag for name, tag in made.tags.items() if name not in record.tags})
-            for record, row, source in chain((first,), records)
-            for further in (_further(row, source, into, wanted.to, left),)
-            for made in _as(record, WRITERS[into].kind, wanted.pairs)
-        )
-        written = put_rows(stack.enter_context(staged(wanted.to)), wanted.to, rows)
+        for number, (to, verdict) in enumerate(sides):
+            records = passing(verdict, number == 0)
+            first = next(records, None)
+            if first is None:
+                why = "; ".join(f"{count}: {reason}" for reason, count in removed.reasons.most_common(3))
+                hint = f"to write ({why})" if len(sides) == 1 else f"for {to}; choose another share or seed"
+                raise ValueError(f"{', '.join(files)}: no row is left {hint}")
+            into = format or USUAL[Preference if isinstance(first[0], Ranking) and wanted.pairs else type(first[0])]
+            rows = (
+                row_of(made, into, further | {name: tag for name, tag in made.tags.items() if name not in row})
+                for record, row, source in chain((first,), records)
+                for further in (_further(row, source, into, to, left),)
+                for made in _as(record, WRITERS[into].kind, wanted.pairs)
+            )
+            make_folder(to.resolve().parent)
+            written[str(to)] = put_rows(stack.enter_context(staged(to)), to, rows)
+    if not removed.reasons:
+        remove(wanted.removed_to)
     return Account(
         rows_in=rows_in,
         rows_out=rows_out,
-        reasons=dict(reasons),
-        written={str(wanted.to): written},
-        removed_to=wanted.removed_to if put else None,
+        reasons=dict(removed.reasons),
+        written=written,
+        removed_to=wanted.removed_to if removed.reasons else None,
         left=dict(left),
     )
 

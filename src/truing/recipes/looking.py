@@ -26,6 +26,11 @@ def check(what: str, settings: Sequence[str], *, shown: int, as_json: bool, ever
 def look(file: str, settings: Sequence[str], *, as_json: bool, everything: bool, sinks: Sequence[Sink]) -> None:
     """Every check over one file; the report goes to standard output, JSON and page where the settings say."""
     wanted = load(Settings, base={"path": file}, overrides=settings).value
+    taken = {Path(name).resolve() for name in (file, *wanted.held_out, *wanted.benchmarks, wanted.rl_prompts or file)}
+    for path in filter(None, (wanted.html, wanted.json)):
+        if path.resolve() in taken:
+            raise ValueError(f"{path}: is what is read, or is named twice; name another file to write")
+        taken.add(path.resolve())
 
     def progress(rows: int) -> None:
         for sink in sinks:
