@@ -304,6 +304,8 @@ def test_wrong_use_writes_nothing(argv: list[str], said: str, pairs: Path, tmp_p
     (tmp_path / "a.jsonl").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     words = (word.format(pairs=pairs, there=there, new=tmp_path / "new", folder=tmp_path) for word in argv)
+        (["filter", "{pairs}", "to={new}.jsonl", "drop=[length_bias]"], "drop=length_bias: it is about the set as a whole"),
+        (["filter", "{pairs}", "to={new}.jsonl", "drop=[duplicates,agreement]"], "drop=agreement: no such finding here"),
     code, _, err = truing("data", *words)
     assert code == 2
     assert said in err

@@ -573,3 +573,5 @@ def test_a_report_does_not_replace_what_is_read(names: tuple[str, ...], faulty: 
     assert faulty.read_bytes() == before
 
 
+    of_the_set = {name for name, finding in by_name.items() if not finding.by_row}
+    assert of_the_set == {"length_bias", "shortcuts", "random_rejected", "outside_prompts"}

@@ -209,9 +209,13 @@ def split(file: str, wanted: Split) -> Account:
 
 def _named(found: Inspected, names: Sequence[str]) -> Iterator[Finding]:
     known = {finding.name: finding for finding in found.findings}
+    choices = ", ".join(sorted(name for name, finding in known.items() if finding.by_row))
     for name in names:
         if name not in known:
-            raise ValueError(f"{found.file}: drop={name}: no such finding here; choose among {', '.join(sorted(known))}")
+            raise ValueError(f"{found.file}: drop={name}: no such finding here; choose among {choices}")
+        if not known[name].by_row:
+            why = "it is about the set as a whole and names no rows"
+            raise ValueError(f"{found.file}: drop={name}: {why}; see its remedy in truing check, or choose among {choices}")
         yield known[name]
 
 

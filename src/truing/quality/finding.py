@@ -40,6 +40,8 @@ class Finding:
     """The command or setting that mends it; empty when there is nothing to mend."""
     rows: Sequence[int] = ()
     """Rows of the file that it is about, as `Origin.row` counts; what `truing data filter drop=NAME` removes."""
+    by_row: bool = False
+    """Whether it is about single rows of the file, were there any; else about the whole set, and no row can be dropped for it."""
     examples: tuple[Example, ...] = ()
     details: tuple[str, ...] = ()
     """Further lines, such as a table of features."""
@@ -115,6 +117,7 @@ def rate_finding(
         why=why,
         mend=mend if len(flagged) else "",
         rows=flagged.rows,
+        by_row=True,
         examples=tuple(flagged.examples),
         details=details,
         chart=chart,

@@ -77,6 +77,7 @@ class Refusals:
                 why="what is preferred here decides where the model says no, and a one-sided set makes it refuse harmless requests",
                 mend="add harmless prompts with helpful chosen answers; measure over-refusal before and after" if more else "",
                 rows=self.flagged.rows,
+                by_row=True,
                 examples=tuple(self.flagged.examples),
                 details=tuple(lines),
                 chart=Bars(
