@@ -33,6 +33,7 @@ from truing.quality.sketch import Sketches, shared, sketch
 from truing.quality.turns import Turns
 from truing.quality.unreadable import Unreadable
 from truing.records import Demonstration, Message, Origin, Preference, Ranking
+from truing.recipes.likelihood import by_likelihood, other_prompts
 from truing.statistics import Estimate, wilson
 
 # -- edit distance and sketches
@@ -486,6 +487,18 @@ def test_the_report_names_file_line_reason_and_remedy(faulty: Path, truing: Trui
     html, out_json = tmp_path / "p.html", tmp_path / "p.json"
     code, out, _ = truing("check", faulty, f"html={html}", f"json={out_json}")
     assert code == 0
+def test_answers_are_compared_with_other_prompts_only() -> None:
+    a, b = asked("a"), asked("b")
+    assert other_prompts([a, a, b, a]) == [b, b, a, b]
+    assert other_prompts([a, a]) is None
+    assert other_prompts([]) is None
+    rows = [pair(10 * i + j, f"Tell me of {WORDS[i]}", f"{WORDS[i]} {j}", "who knows") for i in range(3) for j in range(30)]
+    says = found(Mismatched(), rows)["random_rejected"]
+    assert says.details[0].startswith("chosen 1.000"), "a third of the others are the prompt itself"
+    one = found(Mismatched(), [pair(i, "the kettle", f"the kettle {i}", "who knows") for i in range(60)])["random_rejected"]
+    assert one.level == "unknown"
+
+
     assert f"{faulty}:61: repeats row 4" in re.sub(r"\s+", " ", out)
     assert f"mend: truing data dedupe {faulty} to=OUT near=null" in re.sub(r"\s+", " ", out)
     assert "\x1b" not in out, "a data file must not steer the terminal"
@@ -573,5 +586,22 @@ def test_a_report_does_not_replace_what_is_read(names: tuple[str, ...], faulty: 
     assert faulty.read_bytes() == before
 
 
-    of_the_set = {name for name, finding in by_name.items() if not finding.by_row}
-    assert of_the_set == {"length_bias", "shortcuts", "random_rejected", "outside_prompts"}
+def test_likelihood_sees_the_whole_conversation(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Pairs that differ in their first turn alone are of different prompts."""
+
+    def row(first: str) -> str:
+        turns = [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": "Well?"},
+            {"role": "user", "content": "Go on."},
+        ]
+        return json.dumps({"prompt": turns, "chosen": "It is on.", "rejected": "It is off."})
+
+    path = tmp_path / "turns.jsonl"
+    path.write_text("".join(row(f"Is the {word} on?") + "\n" for word in WORDS[:4]))
+    says = by_likelihood(Settings(path=str(path), model=str(tiny_model_folder)))
+    assert isinstance(says.value, Estimate)
+    assert says.value.n == 4
+    path.write_text("".join(row("Is it on?") + "\n" for _ in range(4)))
+    with pytest.raises(ValueError, match="no two pairs of different prompts"):
+        by_likelihood(Settings(path=str(path), model=str(tiny_model_folder)))

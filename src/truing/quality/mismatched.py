@@ -17,7 +17,7 @@ from truing.charts import Bars
 from truing.quality.finding import Example, Finding, Level, excerpt
 from truing.quality.reservoir import Reservoir
 from truing.quality.sample import Sample
-from truing.records import Origin
+from truing.records import Messages, Origin
 from truing.statistics import Estimate, bootstrap_mean
 
 KEPT, OTHERS = 2000, 20
@@ -32,31 +32,37 @@ class Kept:
     """What is kept of a pair."""
 
     origin: Origin
-    prompt: str
+    messages: Messages
     chosen: str
     rejected: str
 
+    @property
+    def asked(self) -> str:
+        """The last turn before the answers."""
+        return self.messages[-1].content
+
 
 class Mismatched:
-    """Compares the words of answers and prompts on a fair sample of at most 2,000 pairs."""
+    """Compares the words of answers and of the last turn before them on a fair sample of at most `kept` pairs."""
 
-    def __init__(self, *, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0, kept: int = KEPT) -> None:
         self.seed = seed
-        self.kept: Reservoir[Kept] = Reservoir(KEPT, seed=seed, purpose="mismatched")
+        self.kept: Reservoir[Kept] = Reservoir(kept, seed=seed, purpose="mismatched")
 
     def see(self, sample: Sample) -> None:
         """Offers a pair to the sample."""
         if sample.pair:
-            asked = sample.messages[-1].content
             chosen, rejected = sample.pair
-            self.kept.offer(lambda: Kept(origin=sample.origin, prompt=asked, chosen=chosen[:2000], rejected=rejected[:2000]))
+            self.kept.offer(
+                lambda: Kept(origin=sample.origin, messages=sample.messages, chosen=chosen[:2000], rejected=rejected[:2000])
+            )
 
     def findings(self) -> list[Finding]:
         """One finding, for data of pairs."""
         pairs = self.kept.items
         if not pairs:
             return []
-        prompts = [frozenset(WORD.findall(pair.prompt.casefold())) for pair in pairs]
+        prompts = [frozenset(WORD.findall(pair.asked.casefold())) for pair in pairs]
         rarity = _rarity(prompts)
         answers = {
             side: [Counter(WORD.findall(getattr(pair, side).casefold())) for pair in pairs] for side in ("chosen", "rejected")
@@ -80,7 +86,7 @@ def finding(fits: dict[str, list[float]], pairs: Sequence[Kept], *, how: str, se
         why="answers to other prompts are told apart by topic; the model learns nothing about quality from them",
         mend="sample rejected answers for the prompt itself: truing label" if level in ("watch", "act") else "",
         examples=tuple(
-            Example(origin=pairs[i].origin, text=excerpt(f"asked: {pairs[i].prompt[:100]} | rejected: {pairs[i].rejected[:120]}"))
+            Example(origin=pairs[i].origin, text=excerpt(f"asked: {pairs[i].asked[:100]} | rejected: {pairs[i].rejected[:120]}"))
             for i in unfit
             if level in ("watch", "act")
         ),
@@ -110,7 +116,7 @@ def _rarity(prompts: Sequence[frozenset[str]]) -> dict[str, float]:
 
 
 def _fits(answers: Sequence[Counter[str]], prompts: Sequence[frozenset[str]], rarity: dict[str, float], seed: int) -> list[float]:
-    """For each answer the share of other prompts that fit it less than its own, ties half."""
+    """For each answer the share of other prompts that fit it less than its own, ties half; 0.5 where no other was drawn."""
     others = np.random.Generator(np.random.PCG64(seed)).integers(1, max(2, len(prompts)), size=(len(prompts), OTHERS))
 
     def weight(answer: Counter[str], prompt: frozenset[str]) -> float:
@@ -120,6 +126,7 @@ def _fits(answers: Sequence[Counter[str]], prompts: Sequence[frozenset[str]], ra
     found = []
     for place, answer in enumerate(answers):
         own = weight(answer, prompts[place])
-        there = [weight(answer, prompts[(place + step) % len(prompts)]) for step in others[place].tolist()]
-        found.append(sum((own > other) + (own == other) / 2 for other in there) / len(there))
+        drawn = [prompts[(place + step) % len(prompts)] for step in others[place].tolist()]
+        there = [weight(answer, prompt) for prompt in drawn if prompt != prompts[place]]
+        found.append(sum((own > other) + (own == other) / 2 for other in there) / len(there) if there else 0.5)
     return found
