@@ -15,7 +15,8 @@ from truing.data.problems import BadRow
 from truing.quality import page, report
 from truing.quality.alike import TooAlike, alike, edit_distance
 from truing.quality.answers import Endings, is_cut, runs_in_circles
-from truing.quality.contamination import Contamination
+from truing.quality.contamination import WORDS as PARTS
+from truing.quality.contamination import Contamination, signs_a_word
 from truing.quality.contradictions import Contradictions, strong_components
 from truing.quality.coverage import Coverage
 from truing.quality.duplicates import Duplicates
@@ -228,6 +229,39 @@ def test_contamination_needs_the_words_in_a_row() -> None:
     assert "eval:9" in says["contamination"].examples[0].text
     short = Contamination([(Origin(file="eval", row=1), "one two three four five six seven eight")])
     assert list(found(short, [pair(4, "x one two three four five six seven eight y", "a", "b")])["contamination"].rows) == [4]
+
+
+@pytest.mark.parametrize(
+    ("question", "short"),
+    [
+        (
+            "小明有七只红色的母鸡，他在雨天的集市上卖掉了四只，每只卖两个硬币，请问他还剩下几只母鸡？",
+            "小明有七只母鸡他还剩下几只？",
+        ),
+        ("太郎は赤いめんどりを七羽飼っていて、雨の日の市場で四羽を売りました。残りは何羽でしょうか。", "残りは何羽でしょうか。"),
+        ("ชาวนามีแม่ไก่สีแดงเจ็ดตัวและขายสี่ตัวในวันฝนตกที่ตลาดเหลือไก่กี่ตัว", "ชาวนามีแม่ไก่เจ็ดตัวเหลือกี่ตัว"),
+    ],
+)
+def test_scripts_without_spaces_are_compared_by_signs(question: str, short: str) -> None:
+    benchmarks = [(Origin(file="eval", row=1), question), (Origin(file="eval", row=2), short)]
+    turned = "".join(reversed(question))
+    rows = [pair(1, f"请回答：{question}谢谢", "a", "b"), pair(2, turned, "a", "b"), pair(3, question[:8], "a", "b")]
+    says = found(Contamination(benchmarks), [*rows, pair(4, short, "a", "b"), pair(5, question[5:], "a", "b")])
+    assert list(says["contamination"].rows) == [1, 5], "the short text has too few signs to say anything"
+    assert question[:9] in says["contamination"].examples[0].text, "the passage as it stands, without spaces"
+
+
+def test_words_and_signs() -> None:
+    assert [found.group() for found in PARTS.finditer("GPT模型 3.5, किताब पढ़ो।")] == ["GPT", "模", "型", "3", "5", "किताब", "पढ़ो"]
+    assert [signs_a_word(text) for text in ("a word", "mot à mot", "中文 a", "ภาษา", "", "中 one two", "한국어 문장")] == [
+        1,
+        1,
+        2,
+        4,
+        1,
+        1,
+        1,
+    ]
 
 
 # -- single rows
