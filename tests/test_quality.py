@@ -312,6 +312,27 @@ def test_endings_count_each_row_once_and_each_side() -> None:
     assert list(says["over_long"].rows) == [2]
 
 
+def test_a_column_that_says_why_the_writer_stopped_is_believed() -> None:
+    def row(number: int, **tags: str) -> Sample:
+        origin = Origin(file="f", row=number)
+        return Sample.of(Preference(prompt=asked("q"), chosen="It is on.", rejected="It is off.", origin=origin, tags=tags))
+
+    rows = [row(1, chosen_finish_reason="stop"), row(2, chosen_finish_reason="Length"), row(3, rejected_stop_reason="max_tokens")]
+    rows += [
+        row(4, finish_reason="length"),
+        Sample.of(
+            Demonstration(
+                messages=(*asked("q"), Message(role="assistant", content="On.")),
+                origin=Origin(file="f", row=5),
+                tags={"finish_reason": "length"},
+            )
+        ),
+    ]
+    says = found(Endings(), rows)["truncated"]
+    assert list(says.rows) == [2, 3, 5], "of a pair without a side nothing is said"
+    assert says.details[0].startswith("chosen: 40.0%")
+
+
 def test_order_of_turns_and_markers() -> None:
     def talk(row: int, *roles: str) -> Sample:
         turns = tuple(Message(role=role, content="word") for role in roles)  # type: ignore[arg-type]

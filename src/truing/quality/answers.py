@@ -1,7 +1,8 @@
 """Answers that do not end well: cut in the middle, running in circles, too long for training, or hardly there.
 
-What is empty is no record: readers refuse it by row. All rules look at the text alone and err on the quiet side: a short answer
-without a full stop is an answer.
+What is empty is no record: readers refuse it by row. Where a column says why the writer stopped (`finish_reason`, `stop_reason`; of
+pairs `chosen_finish_reason` and so on), it is believed. All other rules look at the text alone and err on the quiet side: a short
+answer without a full stop is an answer, and one that was cut after a full stop looks finished.
 """
 
 import re
@@ -17,6 +18,9 @@ CLAUSE_GOES_ON = re.compile(
     r"(?:[,;:\-–(\[]|\b(?:and|or|but|the|a|an|of|to|in|with|for|is|are|that|which|because|my|your))\s*$", re.I
 )
 LETTER_AT_END = re.compile(r"[^\W\d_]\s*$")
+STOPS = ("finish_reason", "stop_reason")
+LIMITS = ("length", "max_tokens", "max_new_tokens", "limit", "model_length")
+"""What servers call it when a limit stopped them."""
 LIST_OR_CODE = re.compile(r"^\s*(?:[-*•|#>]|\d+[.)]|```|\S+\s*[:=(]|https?:)|[{}<>|=;]")
 SPOKEN_END = re.compile(r"[.!?。！？…]")
 CHARACTERS_A_TOKEN = 4
@@ -41,7 +45,7 @@ class Endings:
         for side, answer in zip(sample.sides, sample.answers, strict=True):
             count = self.sides.setdefault(side, [0, 0])
             count[1] += 1
-            if is_cut(answer):
+            if stopped_by_limit(sample, side) or is_cut(answer):
                 count[0] += 1
                 self.cut.add(sample.origin, f"{side}: … {answer.rstrip()[-120:]}")
             if runs_in_circles(answer):
@@ -94,6 +98,12 @@ class Endings:
                 act=0.1,
             ),
         ]
+
+
+def stopped_by_limit(sample: Sample, side: str) -> bool:
+    """Whether a column says that a limit ended this answer; of several answers the column is named by the side."""
+    prefix = "" if len(sample.answers) == 1 else f"{side}_"
+    return any(sample.tags.get(prefix + name, "").lower() in LIMITS for name in STOPS)
 
 
 def is_cut(answer: str) -> bool:
