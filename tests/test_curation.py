@@ -271,6 +271,15 @@ def test_prompts_of_preferences_keep_the_good_answer_beside_their_columns(tmp_pa
     assert json.loads(out.read_text()) == {"prompt": "q", "n": 7, "shown": "a"}
 
 
+def test_votes_become_preferences_with_who_said_so_and_what_stood_first(tmp_path: Path, truing: Truing) -> None:
+    vote = {"pair": "p", "conversation": "q", "first": "a", "second": "b", "annotator": "ann", "choice": "second", "seconds": 2.5}
+    source, out = written(tmp_path / "in.jsonl", [vote, {**vote, "choice": ""}]), tmp_path / "out.jsonl"
+    code, said, _ = truing("data", "convert", source, f"to={out}")
+    assert (code, said.splitlines()[:2]) == (0, ["2 rows in = 1 out + 1 removed", "  removed 1: nobody has chosen yet"])
+    kept = {"pair": "p", "annotator": "ann", "seconds": 2.5, "shown_first": "rejected"}
+    assert json.loads(out.read_text()) == {"prompt": "q", "chosen": "b", "rejected": "a", **kept}
+
+
 def test_rankings_become_pairs_only_when_told_how(tmp_path: Path, truing: Truing) -> None:
     source, out = tmp_path / "r.jsonl", tmp_path / "p.jsonl"
     write(source, [Ranking(prompt=SINGLE, responses=("a", "b", "c"))], "ranking")
@@ -289,13 +298,29 @@ def test_rankings_become_pairs_only_when_told_how(tmp_path: Path, truing: Truing
         (["convert", "{pairs}", "to={pairs}", "overwrite=true"], "is what is read; name another file to write"),
         (["convert", "{pairs}", "to={there}"], "exists already; name another file, or say overwrite=true"),
         (["convert", "{pairs}", "to={new}.txt"], "name the output with one of .jsonl, "),
-        (["convert", "{pairs}", "to={new}.jsonl", "format=pandalm"], "pandalm holds three votes a row and is only read"),
+        (["convert", "{pairs}", "to={new}.jsonl", "format=pandalm"], "pandalm cannot be written; it holds people's votes"),
         (["convert", "{pairs}", "to={new}.csv", "format=conversation_pair"], "a cell of CSV cannot hold the turns"),
         (["convert", "{pairs}"], "to needs a value"),
         (["convert", "to={new}.jsonl"], "name one file, not 0"),
         (["merge", "{pairs}", "to={new}.jsonl"], "name two files or more to merge"),
         (["filter", "{pairs}", "to={new}.jsonl", "drop=[duplicate]"], "drop=duplicate: no such finding here; choose among "),
+        (["filter", "{pairs}", "to={new}.jsonl", "drop=[length_bias]"], "drop=length_bias: it is about the set as a whole"),
+        (["filter", "{pairs}", "to={new}.jsonl", "drop=[duplicates,agreement]"], "drop=agreement: no such finding here"),
         (["show", "{pairs}", "row=99"], "has no row 99"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}.jsonl"], "is named for two outputs"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={folder}/../{folder.name}/new.jsonl"], "is named for two outputs"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={pairs}", "overwrite=true"], "is what is read"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}.jsonl.removed.jsonl"], "is named for two outputs"),
+        (
+            ["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.jsonl", "share=1e-9"],
+            "new2.jsonl; choose another share or seed",
+        ),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={there}", "share=0.5"], "exists already"),
+        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.csv", "format=conversation_pair"], "a cell of CSV cannot hold"),
+        (["filter", "{pairs}", "to={new}.jsonl", "removed={new}.jsonl"], "is named for two outputs"),
+        (["dedupe", "{pairs}", "to={new}.jsonl", "removed={pairs}", "overwrite=true"], "is what is read"),
+        (["filter", "{pairs}", "to={there}", "held_out=[{there}]", "drop=[leaked_prompts]", "overwrite=true"], "is what is read"),
+        (["convert", "{pairs}", "to={folder}/a.jsonl"], "a.jsonl: is a folder"),
     ],
 )
 def test_wrong_use_writes_nothing(argv: list[str], said: str, pairs: Path, tmp_path: Path, truing: Truing) -> None:
@@ -304,8 +329,6 @@ def test_wrong_use_writes_nothing(argv: list[str], said: str, pairs: Path, tmp_p
     (tmp_path / "a.jsonl").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     words = (word.format(pairs=pairs, there=there, new=tmp_path / "new", folder=tmp_path) for word in argv)
-        (["filter", "{pairs}", "to={new}.jsonl", "drop=[length_bias]"], "drop=length_bias: it is about the set as a whole"),
-        (["filter", "{pairs}", "to={new}.jsonl", "drop=[duplicates,agreement]"], "drop=agreement: no such finding here"),
     code, _, err = truing("data", *words)
     assert code == 2
     assert said in err
@@ -321,20 +344,6 @@ def test_a_list_of_removed_rows_does_not_outlive_what_it_is_about(pairs: Path, t
     assert truing("data", "convert", source, f"to={out}", "overwrite=true")[0] == 0
     assert not listed.exists()
 
-        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}.jsonl"], "is named for two outputs"),
-        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={folder}/../{folder.name}/new.jsonl"], "is named for two outputs"),
-        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={pairs}", "overwrite=true"], "is what is read"),
-        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}.jsonl.removed.jsonl"], "is named for two outputs"),
-        (
-            ["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.jsonl", "share=1e-9"],
-            "new2.jsonl; choose another share or seed",
-        ),
-        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={there}", "share=0.5"], "exists already"),
-        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.csv", "format=conversation_pair"], "a cell of CSV cannot hold"),
-        (["filter", "{pairs}", "to={new}.jsonl", "removed={new}.jsonl"], "is named for two outputs"),
-        (["dedupe", "{pairs}", "to={new}.jsonl", "removed={pairs}", "overwrite=true"], "is what is read"),
-        (["filter", "{pairs}", "to={there}", "held_out=[{there}]", "drop=[leaked_prompts]", "overwrite=true"], "is what is read"),
-        (["convert", "{pairs}", "to={folder}/a.jsonl"], "a.jsonl: is a folder"),
 
 def test_show_as_turns_and_as_tokens(pairs: Path, tiny_model_folder: Path, truing: Truing) -> None:
     code, said, _ = truing("data", "show", pairs, "row=3")

@@ -61,6 +61,8 @@ GOOD: list[tuple[str, dict[str, object], Record]] = [
         },
         pair(LONGER),
     ),
+    ("votes", {"conversation": [U], "first": "Yes", "second": "No", "choice": "A"}, replace(PAIR, tags={"shown_first": "chosen"})),
+    ("votes", {"conversation": "Hi", "first": "No", "second": "Yes", "choice": 2}, replace(PAIR, tags={"shown_first": "rejected"})),
     ("good_bad", {"prompt": "Hi", "good_answer": "Yes", "bad_answer": "No"}, PAIR),
     ("alpaca", {"instruction": "Hi", "input": "", "output": "Yes"}, shown(HI, YES)),
     ("alpaca", {"instruction": "Add", "input": "1, 2", "output": "3"}, shown(Message(role="user", content="Add\n1, 2"), said("3"))),
@@ -109,6 +111,24 @@ def test_every_format_has_an_example_and_its_own_name() -> None:
 
 
 PANDALM = {"instruction": "Hi", "input": "", "response1": "Yes", "response2": "No", "annotator3": 0}
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        *[
+            ("", "nobody has chosen yet"),
+            (None, "nobody has chosen yet"),
+            ("tie", "tie"),
+            (0, "tie"),
+            ("Both bad", r"tie \(both bad\)"),
+        ],
+        ("third", "\"choice\" is 'third'; it must be first, second, tie or both bad"),
+    ],
+)
+def test_a_vote_that_prefers_nothing_says_why(choice: object, reason: str) -> None:
+    with pytest.raises(BadValueError, match=f"^{reason}$"):
+        FORMATS["votes"].record({"conversation": "Hi", "first": "Yes", "second": "No", "choice": choice})
 
 
 def test_pandalm_reads_the_majority_of_three_and_leaves_ties_out() -> None:

@@ -33,8 +33,8 @@ from truing.quality.shortcuts import FEATURES, Shortcuts, features
 from truing.quality.sketch import Sketches, shared, sketch
 from truing.quality.turns import Turns
 from truing.quality.unreadable import Unreadable
-from truing.records import Demonstration, Message, Origin, Preference, Ranking
 from truing.recipes.likelihood import by_likelihood, other_prompts
+from truing.records import Demonstration, Message, Origin, Preference, Ranking
 from truing.statistics import Estimate, wilson
 
 # -- edit distance and sketches
@@ -487,6 +487,18 @@ def test_rejected_answers_of_other_prompts_are_found() -> None:
     assert found(Mismatched(), fair[:20])["random_rejected"].level == "unknown"
 
 
+def test_answers_are_compared_with_other_prompts_only() -> None:
+    a, b = asked("a"), asked("b")
+    assert other_prompts([a, a, b, a]) == [b, b, a, b]
+    assert other_prompts([a, a]) is None
+    assert other_prompts([]) is None
+    rows = [pair(10 * i + j, f"Tell me of {WORDS[i]}", f"{WORDS[i]} {j}", "who knows") for i in range(3) for j in range(30)]
+    says = found(Mismatched(), rows)["random_rejected"]
+    assert says.details[0].startswith("chosen 1.000"), "a third of the others are the prompt itself"
+    one = found(Mismatched(), [pair(i, "the kettle", f"the kettle {i}", "who knows") for i in range(60)])["random_rejected"]
+    assert one.level == "unknown"
+
+
 def test_prompts_outside_of_the_data_are_found_and_one_in_twenty_of_its_own() -> None:
     own = clean(800, seed=10)
     like = clean(400, seed=99_000)
@@ -542,18 +554,6 @@ def test_the_report_names_file_line_reason_and_remedy(faulty: Path, truing: Trui
     html, out_json = tmp_path / "p.html", tmp_path / "p.json"
     code, out, _ = truing("check", faulty, f"html={html}", f"json={out_json}")
     assert code == 0
-def test_answers_are_compared_with_other_prompts_only() -> None:
-    a, b = asked("a"), asked("b")
-    assert other_prompts([a, a, b, a]) == [b, b, a, b]
-    assert other_prompts([a, a]) is None
-    assert other_prompts([]) is None
-    rows = [pair(10 * i + j, f"Tell me of {WORDS[i]}", f"{WORDS[i]} {j}", "who knows") for i in range(3) for j in range(30)]
-    says = found(Mismatched(), rows)["random_rejected"]
-    assert says.details[0].startswith("chosen 1.000"), "a third of the others are the prompt itself"
-    one = found(Mismatched(), [pair(i, "the kettle", f"the kettle {i}", "who knows") for i in range(60)])["random_rejected"]
-    assert one.level == "unknown"
-
-
     assert f"{faulty}:61: repeats row 4" in re.sub(r"\s+", " ", out)
     assert f"mend: truing data dedupe {faulty} to=OUT near=null" in re.sub(r"\s+", " ", out)
     assert "\x1b" not in out, "a data file must not steer the terminal"
@@ -599,6 +599,15 @@ def test_wrong_use_is_one_error(argv: list[str], said: str, faulty: Path, truing
     assert err.count("error: ") == 1
 
 
+@pytest.mark.parametrize("names", [("json", "{faulty}"), ("html", "{folder}/x", "json", "{folder}/../{name}/x")])
+def test_a_report_does_not_replace_what_is_read(names: tuple[str, ...], faulty: Path, tmp_path: Path, truing: Truing) -> None:
+    before = faulty.read_bytes()
+    said = [word.format(faulty=faulty, folder=tmp_path, name=tmp_path.name) for word in names]
+    code, _, err = truing("check", faulty, *(f"{key}={path}" for key, path in zip(said[::2], said[1::2], strict=True)))
+    assert (code, "is what is read, or is named twice" in err) == (2, True)
+    assert faulty.read_bytes() == before
+
+
 def test_looking_needs_no_torch(faulty: Path) -> None:
     code = (
         f"import sys; sys.argv = ['truing', 'check', {str(faulty)!r}]\nfrom truing.cli import main\n"
@@ -616,6 +625,8 @@ def test_the_table_names_every_check_and_compares_only_where_asked(faulty: Path)
     assert len(by_name["leaked_prompts"].rows) == 63
     assert len(by_name["contamination"].rows) >= 60
     assert by_name["outside_prompts"].level == "unknown"
+    of_the_set = {name for name, finding in by_name.items() if not finding.by_row}
+    assert of_the_set == {"length_bias", "shortcuts", "random_rejected", "outside_prompts"}
 
 
 def test_keys_excerpts_and_numbers() -> None:
@@ -632,13 +643,6 @@ def test_a_model_can_be_asked_instead_of_words(faulty: Path, tiny_model_folder: 
     (line,) = [line for line in out.splitlines() if "random_rejected" in line]
     assert "by likelihood" in line
     assert "of 63 " in line
-@pytest.mark.parametrize("names", [("json", "{faulty}"), ("html", "{folder}/x", "json", "{folder}/../{name}/x")])
-def test_a_report_does_not_replace_what_is_read(names: tuple[str, ...], faulty: Path, tmp_path: Path, truing: Truing) -> None:
-    before = faulty.read_bytes()
-    said = [word.format(faulty=faulty, folder=tmp_path, name=tmp_path.name) for word in names]
-    code, _, err = truing("check", faulty, *(f"{key}={path}" for key, path in zip(said[::2], said[1::2], strict=True)))
-    assert (code, "is what is read, or is named twice" in err) == (2, True)
-    assert faulty.read_bytes() == before
 
 
 def test_likelihood_sees_the_whole_conversation(tmp_path: Path, tiny_model_folder: Path) -> None:

@@ -5,7 +5,7 @@ The table FORMATS is read from top to bottom; the first whose columns are there 
 transcripts, which carry markers.
 
 Readings that are ours: Alpaca's `instruction` and `input` are joined by one newline; PandaLM's three annotators vote, and
-a tie is a bad row with the reason "tie"; a list under Alpaca's `output` is a ranking, best first.
+a tie is a bad row with the reason "tie", as it is in the votes of people; a list under Alpaca's `output` is a ranking, best first.
 """
 
 import difflib
@@ -13,19 +13,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import date, time
 from functools import lru_cache
 
-import orjson
-
 from truing.data.problems import BadValueError, DataError
+from truing.data.tags import tags
 from truing.data.turns import (
     Row,
     as_text,
     asks,
     conversation,
     ends_with_answer,
-    is_blank,
     message,
     messages,
     optional_text,
@@ -36,10 +33,8 @@ from truing.data.turns import (
     type_name,
     value,
 )
+from truing.data.votes import chosen_side
 from truing.records import Demonstration, Feedback, Message, Messages, Origin, Preference, Prompt, Ranking, Record, Steps
-
-TAG_LENGTH = 4096
-"""Characters up to which a further column is a tag; `truing data` keeps further columns as they stand, whatever their length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,41 +55,8 @@ class Format:
 
     def record(self, row: Row, origin: Origin | None = None) -> Record:
         """The record of a row, with where it was read and its further columns as tags."""
-        return replace(self.convert(row), origin=origin, tags=tags(row, self.needs | self.takes))
-
-
-def tags(row: Row, used: frozenset[str]) -> dict[str, str]:
-    """Further columns as text: numbers, booleans and times, lists and objects as JSON."""
-    kept: dict[str, str] = {}
-    for column, cell in row.items():
-        if column in used or not column:
-            continue
-        said = as_tag(cell)
-        if said and len(said) <= TAG_LENGTH and not is_blank(said):
-            kept[column] = said
-    return kept
-
-
-def as_tag(cell: object) -> str | None:
-    """A cell as text; None for what has no text here, such as bytes, and for numbers that are none."""
-    match cell:
-        case str():
-            return cell
-        case bool():
-            return "true" if cell else "false"
-        case int():
-            return str(cell)
-        case float():
-            return str(cell) if math.isfinite(cell) else None
-        case date() | time():
-            return cell.isoformat()
-        case list() | dict() if cell:
-            try:
-                return orjson.dumps(cell).decode()
-            except TypeError:
-                return None
-        case _:
-            return None
+        found = self.convert(row)
+        return replace(found, origin=origin, tags={**found.tags, **tags(row, self.needs | self.takes)})
 
 
 def label(cell: object) -> bool:
@@ -298,6 +260,14 @@ def _format(
     )
 
 
+def _from_vote(row: Row) -> Preference:
+    """What a person chose of two answers, and which of the two stood first."""
+    side = chosen_side(row.get("choice"))
+    asked = prompt(value(row, "conversation"), "conversation")
+    good, bad = (text(row, name) for name in (("first", "second") if side == "first" else ("second", "first")))
+    return replace(_preference(asks(asked), good, bad), tags={"shown_first": "chosen" if side == "first" else "rejected"})
+
+
 ELSE = (
     "chosen rejected completion completions response responses messages conversations output good_answer bad_answer "
     "response1 response2"
@@ -324,6 +294,7 @@ FORMATS: dict[str, Format] = dict(
         ),
         _format("preference", "prompt chosen rejected", _from_preference, takes="margin probability", leaves="messages"),
         _format("conversation_pair", "chosen rejected", _from_conversation_pair, takes="margin probability"),
+        _format("votes", "conversation first second choice", _from_vote),
         _format("good_bad", "prompt good_answer bad_answer", _from_good_bad, takes="margin probability"),
         _format("ranking", "prompt responses", _from_ranking),
         _format("steps", "prompt completions labels", _from_steps, takes="separator"),

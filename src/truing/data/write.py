@@ -17,9 +17,10 @@ from pathlib import Path
 import orjson
 import polars
 
-from truing.data.formats import COLUMNS, FORMATS, as_tag
+from truing.data.formats import COLUMNS, FORMATS
 from truing.data.problems import DataError
 from truing.data.rows import EXTENSIONS, FileType
+from truing.data.tags import as_tag
 from truing.data.turns import ASSISTANT, HUMAN
 from truing.records import Demonstration, Feedback, Message, Messages, Preference, Prompt, Ranking, Record, Steps
 from truing.runs.durable import staged
@@ -152,7 +153,7 @@ WRITERS: Mapping[str, Writer] = {
     ),
     "prompt": Writer(kind=Prompt, row=lambda r: {"prompt": _prompt(r.messages)}),
 }
-"""Formats that can be written. PandaLM's is not: it holds the votes of three annotators, which a preference no longer has."""
+"""Formats that can be written. Those of votes are not: a preference no longer has them, nor which answer stood first."""
 
 USUAL: Mapping[type[Record], str] = {
     Preference: "preference",
@@ -219,7 +220,7 @@ def output_type(path: Path) -> FileType:
 def check_format(format: str) -> str:
     """The format itself, once it can be written."""
     if format not in WRITERS:
-        known = "; pandalm holds three votes a row and is only read" if format in FORMATS else ""
+        known = "; it holds people's votes and is only read" if format in FORMATS else ""
         raise DataError(f"format {format} cannot be written{known}. Choose one of {', '.join(WRITERS)}")
     return format
 

@@ -1,31 +1,26 @@
 """The people behind the preferences: agreement, reliability, position bias, speed, drift over a session, differences of groups.
 
 A vote is a row with a column `annotator`; several rows with the same prompt and the same two answers are votes on one item. Further
-columns are used where they exist: `shown_first` (chosen or rejected), `seconds`, `time` (or the order of rows), `group`. PandaLM's
-three columns of votes are read too (`wide_votes`).
+columns are used where they exist: `shown_first` (chosen or rejected), `seconds`, `time` (seconds or a date, or else the order of
+rows), `session` (or else a pause of half an hour parts sessions), `group`. How rows become votes is `truing.quality.votes`.
 
 Reliability is the one-coin model of Dawid and Skene (1979): each annotator is right with a chance of his own, found by expectation
-maximisation; each vote is then compared with the others' votes alone. Alarms of single annotators are corrected for their number
-(Bonferroni): where nobody stands out, at most 5% of data sets raise one.
+maximisation; each vote is then compared with the others' votes alone. Alarms are raised by `truing.quality.chance`, the number of
+annotators in them: where nobody stands out, at most 5% of data sets raise one of a kind.
 """
 
-import math
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import NormalDist
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from truing.charts import Bars
-from truing.data.problems import BadRow
-from truing.data.rows import rows
 from truing.feedback.agreement import krippendorff_alpha
+from truing.quality.chance import coin_chance, drift_chances, fewer_chance, group_chance, side_chance
 from truing.quality.finding import Finding, Level, level
 from truing.quality.sample import Sample
-from truing.randomness import counted_seed
+from truing.quality.votes import Vote, vote_of
 from truing.statistics import wilson
 
 FALSE_ALARMS = 0.05
@@ -37,33 +32,19 @@ READ_A_SECOND = 15
 ITEMS = 2000
 """Items on which agreement is measured; its interval needs no more."""
 ROUNDS = 30
-DRAWS = 2000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vote:
-    """One judgement. Example: `Vote(item=7, annotator="ann", choice=1)`."""
-
-    item: int
-    annotator: str
-    choice: int
-    """1 for the item's first answer, -1 for its second, 0 for a tie; which is first is the same for all votes on an item."""
-    first_shown: bool | None = None
-    """Whether the answer that was chosen was shown first."""
-    pace: float = math.nan
-    """Words of both answers over the seconds taken."""
-    time: float = math.nan
-    group: str = ""
+PAUSE = 1800
+"""Seconds without a vote after which a new session begins."""
 
 
 class Annotators:
-    """Gathers votes, 40 bytes each, and judges them at the end. Silent where rows name no annotator."""
+    """Gathers votes, 48 bytes each, and judges them at the end. Silent where rows name no annotator."""
 
     def __init__(self, votes: Iterable[Vote] = (), *, seed: int = 0) -> None:
         self.seed = seed
         self.items, self.choices, self.people = array("Q"), array("b"), array("L")
-        self.first, self.pace, self.time = array("b"), array("d"), array("d")
+        self.first, self.pace, self.time, self.session = array("b"), array("d"), array("d"), array("l")
         self.names: dict[str, int] = {}
+        self.sessions: dict[str, int] = {"": -1}
         self.groups: dict[int, str] = {}
         for vote in votes:
             self.add(vote)
@@ -84,6 +65,7 @@ class Annotators:
         self.first.append(-1 if vote.first_shown is None else vote.first_shown)
         self.pace.append(vote.pace)
         self.time.append(vote.time)
+        self.session.append(self.sessions.setdefault(vote.session, len(self.sessions)))
 
     def findings(self) -> list[Finding]:
         """What the votes say of the annotators; nothing without votes."""
@@ -98,9 +80,9 @@ class Annotators:
         return [
             *self._agreement(items, people, choices),
             *self._reliability(agrees, known, who),
-            *self._position(people),
+            *self._position(items, people),
             *self._speed(people),
-            *self._drift(agrees, known, who, np.asarray(self.time)[voted]),
+            *self._drift(agrees, known, who, np.asarray(self.time)[voted], np.asarray(self.session)[voted]),
             *self._groups(agrees, known, who),
         ]
 
@@ -131,13 +113,11 @@ class Annotators:
         judged = [i for i, (_, n) in enumerate(counts) if n >= FEWEST]
         if len(judged) < 3:
             return []
-        worse = []
-        for i in judged:
-            right, n = counts[i]
-            rest = (total[0] - right) / max(1, total[1] - n)
-            spread = math.sqrt(max(rest * (1 - rest), 1e-9) * (1 / n + 1 / max(1, total[1] - n)))
-            if (right / n - rest) / spread < -_limit(len(judged), sides=1):
-                worse.append(i)
+        worse = [
+            i
+            for i in judged
+            if fewer_chance(*counts[i], total[0] - counts[i][0], total[1] - counts[i][1]) < FALSE_ALARMS / len(judged)
+        ]
         names = list(self.names)
         lines = [
             f"{names[i]}: agrees with the others in {wilson(*counts[i])}" for i in sorted(judged, key=lambda i: _share(counts[i]))
@@ -159,16 +139,18 @@ class Annotators:
             )
         ]
 
-    def _position(self, people: np.ndarray) -> list[Finding]:
+    def _position(self, items: np.ndarray, people: np.ndarray) -> list[Finding]:
         first = np.asarray(self.first)
         asked = first >= 0
         if asked.sum() < FEWEST:
             return []
         counts = [(int(first[asked & (people == i)].sum()), int((asked & (people == i)).sum())) for i in range(len(self.names))]
         judged = [i for i, (_, n) in enumerate(counts) if n >= FEWEST]
-        biased = [i for i in judged if abs(counts[i][0] - counts[i][1] / 2) > _limit(len(judged)) * math.sqrt(counts[i][1]) / 2]
+        # Half of the false alarms are for single annotators, half for all together.
+        biased = [i for i in judged if coin_chance(*counts[i]) < FALSE_ALARMS / 2 / len(judged)]
         share = wilson(int(first[asked].sum()), int(asked.sum()))
-        away = max(share.low, 1 - share.high)
+        leaning = side_chance(first[asked] == 1, items[asked], self.seed) < FALSE_ALARMS / 2
+        away = max(share.low, 1 - share.high) if leaning else 0.0
         said: Level = "act" if away > 0.6 else "watch" if away > 0.53 or biased else "fine"
         names = list(self.names)
         return [
@@ -206,25 +188,25 @@ class Annotators:
             )
         ]
 
-    def _drift(self, agrees: np.ndarray, known: np.ndarray, who: np.ndarray, time: np.ndarray) -> list[Finding]:
-        judged, drifting, lines = [], [], []
-        names = list(self.names)
-        for i in range(len(names)):
+    def _drift(
+        self, agrees: np.ndarray, known: np.ndarray, who: np.ndarray, time: np.ndarray, session: np.ndarray
+    ) -> list[Finding]:
+        judged, rights = [], []
+        for i in range(len(self.names)):
             mine = np.flatnonzero(known & (who == i))
-            if len(mine) < 2 * FEWEST:
-                continue
-            judged.append(i)
-            when = time[mine]
-            order = np.argsort(when, kind="stable") if np.isfinite(when).all() else np.arange(len(mine))
-            right = agrees[mine][order]
-            z = trend(right)
-            half = len(right) // 2
-            if abs(z) > _limit(len(names)):
+            if len(mine) >= 2 * FEWEST:
+                order, votes = in_sessions(time[mine], session[mine])
+                judged.append(i)
+                rights.append((agrees[mine][order], votes))
+        chances = drift_chances(rights, self.seed)
+        drifting, lines = [], []
+        for i, (right, votes), chance in zip(judged, rights, chances, strict=True):
+            if chance < FALSE_ALARMS:
+                name, late = list(self.names)[i], np.concatenate([np.arange(n) >= n // 2 for n in votes])
                 drifting.append(i)
-                lines.append(f"{names[i]}: agrees with the others in {wilson(int(right[:half].sum()), half)} of the first half")
-                lines.append(
-                    f"{names[i]}: and in {wilson(int(right[half:].sum()), len(right) - half)} of the second (z = {z:+.1f})"
-                )
+                for half, there in (("first", ~late), ("second", late)):
+                    share = wilson(int(right[there].sum()), int(there.sum()))
+                    lines.append(f"{name}: agrees with the others in {share} of the {half} half of {len(votes)} sessions")
         if not judged:
             return []
         return [
@@ -232,7 +214,7 @@ class Annotators:
                 "drift",
                 drifting,
                 judged,
-                said="annotators whose agreement with the others changes over their session",
+                said="annotators whose agreement with the others changes over their sessions",
                 why="people tire, or learn: early and late votes do not mean the same",
                 mend="shorter sessions, and hidden repeats of early items at the end",
                 details=lines,
@@ -287,46 +269,20 @@ class Annotators:
         )
 
 
-def vote_of(sample: Sample) -> Vote | None:
-    """The vote that a row is; None for rows that name no annotator or compare nothing."""
-    annotator = sample.tags.get("annotator")
-    if annotator is None or sample.pair is None:
-        return None
-    better, worse = sample.answer_keys[0], sample.answer_keys[-1]
-    seconds, shown = _number(sample.tags.get("seconds")), sample.tags.get("shown_first")
-    words = sum(len(answer.split()) for answer in sample.pair)
-    return Vote(
-        item=hash((sample.key, min(better, worse), max(better, worse))) & (1 << 64) - 1,
-        annotator=annotator,
-        choice=1 if better < worse else -1,
-        first_shown=None if shown not in ("chosen", "rejected") else shown == "chosen",
-        pace=words / seconds if seconds > 0 else math.nan,
-        time=_number(sample.tags.get("time")),
-        group=sample.tags.get("group", ""),
-    )
+def in_sessions(time: Float[np.ndarray, " vote"], session: Int[np.ndarray, " vote"]) -> tuple[Int[np.ndarray, " vote"], list[int]]:
+    """One annotator's votes in their order, session after session, and how many each session has.
 
-
-def wide_votes(file: str) -> Iterator[Vote]:
-    """Votes in columns annotator1, annotator2, ... of 0 (tie), 1 or 2, one item a row; nothing where there are no such columns."""
-    if not Path(file).is_file():
-        return
-    for number, row in enumerate(rows(Path(file), file)):
-        if isinstance(row, BadRow):
-            continue
-        columns = [name for name in row.cells if name.startswith("annotator") and name[9:].isdigit()]
-        if len(columns) < 2:
-            return
-        for name in columns:
-            vote = row.cells[name]
-            if isinstance(vote, int) and vote in (0, 1, 2):
-                yield Vote(item=number, annotator=name, choice=(0, 1, -1)[vote])
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text) if text is not None else math.nan
-    except ValueError:
-        return math.nan
+    Sessions are named, or parted by pauses, or else are one.
+    """
+    timed, named = bool(np.isfinite(time).all()), bool((session >= 0).all())
+    order = np.argsort(time, kind="stable") if timed else np.arange(len(time))
+    if named:
+        order = order[np.argsort(session[order], kind="stable")]
+        begins = np.diff(session[order]) != 0
+    else:
+        begins = np.diff(time[order]) > PAUSE if timed else np.zeros(max(0, len(time) - 1), dtype=bool)
+    edges = np.concatenate([[0], np.flatnonzero(begins) + 1, [len(time)]])
+    return order, np.diff(edges).tolist()
 
 
 def dawid_skene(
@@ -358,33 +314,6 @@ def agreement_with_others(
     weight = np.log(right / (1 - right))[people] * choices
     others = np.bincount(items, weights=weight)[items] - weight
     return others * choices > 0, np.abs(others) > 1e-9
-
-
-def trend(right: Bool[np.ndarray, " vote"]) -> float:
-    """Standard score of the correlation of right votes with their order, over all orders of the same votes (permutation test)."""
-    n = len(right)
-    places = np.arange(n) - (n - 1) / 2
-    variance = right.var() * (places**2).sum() * n / (n - 1)
-    return float((right * places).sum() / math.sqrt(variance)) if variance > 0 else 0.0
-
-
-def group_chance(means: Float[np.ndarray, " person"], of: Int[np.ndarray, " person"], groups: int, seed: int) -> float:
-    """Chance that groups drawn at random differ as much in their means, by permuting who is in which (2,000 draws)."""
-    generator = np.random.Generator(np.random.PCG64(counted_seed(seed, "groups")))
-
-    def between(assigned: np.ndarray) -> float:
-        counts = np.bincount(assigned, minlength=groups)
-        sums = np.bincount(assigned, weights=means, minlength=groups)
-        return float((sums**2 / np.maximum(counts, 1)).sum())
-
-    seen = between(of)
-    drawn = sum(between(generator.permutation(of)) >= seen - 1e-12 for _ in range(DRAWS))
-    return (1 + drawn) / (1 + DRAWS)
-
-
-def _limit(annotators: int, *, sides: int = 2) -> float:
-    """Standard score beyond which one of so many annotators is an alarm."""
-    return NormalDist().inv_cdf(1 - FALSE_ALARMS / (sides * max(1, annotators)))
 
 
 def _share(count: tuple[int, int]) -> float:

@@ -15,7 +15,7 @@ from truing.data.problems import BadRow, DataError
 from truing.data.read import iterate
 from truing.data.rows import rows
 from truing.quality.alike import TooAlike
-from truing.quality.annotators import Annotators, wide_votes
+from truing.quality.annotators import Annotators
 from truing.quality.answers import Endings
 from truing.quality.contamination import Contamination
 from truing.quality.contradictions import Contradictions
@@ -31,6 +31,7 @@ from truing.quality.sample import Sample
 from truing.quality.shortcuts import Shortcuts
 from truing.quality.turns import Turns
 from truing.quality.unreadable import Unreadable
+from truing.quality.votes import further_votes
 from truing.records import Origin
 
 Tick = Callable[[int], None]
@@ -87,7 +88,7 @@ CHECKS: Mapping[str, Callable[[Settings], Check | None]] = {
     "length": lambda s: LengthBias(),
     "shortcuts": lambda s: Shortcuts(seed=s.seed),
     "mismatched": lambda s: Mismatched(seed=s.seed) if s.model is None else None,
-    "annotators": lambda s: Annotators(wide_votes(s.path), seed=s.seed),
+    "annotators": lambda s: Annotators(further_votes(s.path), seed=s.seed),
     "coverage": lambda s: Coverage(samples_of((s.rl_prompts,), {})) if s.rl_prompts else None,
 }
 """Each check and what of the settings it needs; None where it was given nothing to compare with."""

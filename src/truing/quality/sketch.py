@@ -1,7 +1,7 @@
 """Sketches of texts whose equal places estimate how much two texts share, and the search for the rows that share most.
 
 One-permutation MinHash (Li, Owen and Zhang 2012, arXiv 1208.1259) over runs of 9 bytes, empty bins filled by their neighbour
-(Shrivastava and Li 2014, arXiv 1406.4784), each bin kept as one byte (Li and König 2010, arXiv 0908.4153); candidates by equal
+(Shrivastava and Li 2014, arXiv 1406.4784), each bin kept as one byte (Li and König, WWW 2010); candidates by equal
 bands of bins. All lies in flat arrays: a million pairs take some 260 MB, where tables of tables would take several GB.
 """
 
