@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from samples import clean
+from samples import Truing, clean
 from truing.config import describe, load
 from truing.data.chat import ChatTokenizer
 from truing.recipes import module_of
@@ -49,6 +49,11 @@ def test_nothing_is_said_of_the_defaults(method: str, chat: ChatTokenizer) -> No
         ("dpo", ["batch_size=4"], "small_batch", "batch_size=32"),
         ("ppo", ["kl.coefficient=0"], "strength", "kl.coefficient=0.005"),
         ("grpo", ["kl.coefficient=1"], "strength", "kl.coefficient=0.2"),
+        ("reinforce", ["kl.coefficient=5"], "strength", "kl.coefficient=0.5"),
+        ("slic", ["loss.delta=0.1"], "strength", "loss.delta=1"),
+        ("slic", ["loss.nll_weight=0"], "strength", "loss.nll_weight=0.01"),
+        ("dpo", ["trust_region.every=64"], "moving_reference", "trust_region=null"),
+        ("kto", ["trust_region.alpha=1"], "moving_reference", "trust_region=null"),
         ("kto", ["batch_size=4"], "small_batch", "batch_size=32"),
     ],
 )
@@ -135,7 +140,9 @@ def test_every_range_is_of_a_method_and_a_setting_that_exist() -> None:
         assert 0 < usual.low < usual.high
 
 
-def test_prompts_unlike_those_of_the_reward_model_are_named(tmp_path: Path, chat: ChatTokenizer) -> None:
+def test_prompts_unlike_those_of_the_reward_model_are_named(
+    tmp_path: Path, chat: ChatTokenizer, tiny_model_folder: Path, truing: Truing
+) -> None:
     data, judge = tmp_path / "pairs.jsonl", tmp_path / "judge"
     rows = [{"prompt": s.prompt, "chosen": s.answers[0], "rejected": s.answers[1]} for s in clean(400)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -153,3 +160,10 @@ def test_prompts_unlike_those_of_the_reward_model_are_named(tmp_path: Path, chat
     found = said([f"SELECT c{i} FROM t WHERE k = {i * 37};" for i in range(100)])
     assert list(found) == ["outside_prompts"]
     assert f"100% of the prompts are unlike those of reward.taste.run={judge}" in found["outside_prompts"]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": f"SELECT c{i} FROM t WHERE k = {i * 37};"}) + "\n" for i in range(100)))
+    settings = [f"model={tiny_model_folder}", f"data.path={asked}"]
+    for method, part in (("ppo", "reward.taste"), ("online", "by.parts.taste")):
+        named = ["by=reward"] if method == "online" else []
+        code, out, _ = truing("check", method, *settings, *named, f"{part}=learned", f"{part}.run={judge}")
+        assert (code, f"warning: 100% of the prompts are unlike those of {part}.run={judge}" in out) == (0, True)

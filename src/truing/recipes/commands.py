@@ -140,7 +140,8 @@ def check(recipe: str, settings: Sequence[str], shown: int) -> None:
     chat = ChatTokenizer.of(load_tokenizer(start), template=config.data.template)
     found = examples(config.data, chat, KINDS[METHODS[method]])
     out.write("\n".join(found.lines()) + "\n")
-    concerns = preflight(method, loaded.resolved, chat, len(found.train.trees), desirable=found.train.desirable)
+    prompts = found.train.records if KINDS[METHODS[method]] == (Prompt,) else ()
+    concerns = preflight(method, loaded.resolved, chat, len(found.train.trees), desirable=found.train.desirable, prompts=prompts)
     out.writelines(f"  warning: {concern}\n" for concern in concerns)
     trees = list(found.train.trees[:shown])
     records = list(islice(found.train.reread(), trees[-1].key + 1)) if trees else []

@@ -1,7 +1,7 @@
 """Before a run: what in its settings is out of the ordinary, why that matters, and how to override it.
 
 Quick and without the model's weights: settings, the start's record, the number of examples. Each concern is a warning; with
-`strict=true` they are one error. That the reference is frozen is not asked: here it moves by `trust_region` alone. Faults of single
+`strict=true` they are one error. The reference is frozen unless `trust_region` moves it, and that is said. Faults of single
 settings (a negative rate) are the config's; faults of the data are `truing check`.
 """
 
@@ -76,6 +76,7 @@ CUSTOMARY: Mapping[str, Mapping[str, Range]] = {
     "aot": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO; 0.01 in arXiv 2406.05882")},
     "ppo": {"kl.coefficient": Range(low=0.005, high=0.5, source="arXiv 2403.17031: 0.05; arXiv 2009.01325: up to 0.2")},
     "rloo": {"kl.coefficient": Range(low=0.005, high=0.5, source="arXiv 2402.14740: 0.03 to 0.1")},
+    "reinforce": {"kl.coefficient": Range(low=0.005, high=0.5, source="as PPO and RLOO")},
     "grpo": {"kl.coefficient": Range(low=0.001, high=0.2, source="arXiv 2402.03300: 0.04")},
     "hinge": {"loss.beta": Range(low=0.01, high=0.5, source="as DPO")},
     "simpo": {
@@ -85,6 +86,10 @@ CUSTOMARY: Mapping[str, Mapping[str, Range]] = {
     "alphapo": {
         "loss.beta": Range(low=1.0, high=10.0, source="as SimPO; 2.5 in arXiv 2501.03884"),
         "loss.gamma": Range(low=0.05, high=5.0, source="0.1 in arXiv 2501.03884"),
+    },
+    "slic": {
+        "loss.delta": Range(low=1.0, high=10.0, source="1 in arXiv 2305.10425; more for long answers"),
+        "loss.nll_weight": Range(low=0.01, high=1.0, source="weights beside a hinge of about 1"),
     },
     "orpo": {"loss.beta": Range(low=0.05, high=0.5, source="arXiv 2403.07691: 0.1 to 0.25")},
     "cpo": {"loss.beta": Range(low=0.01, high=0.5, source="0.1 in arXiv 2401.08417")},
@@ -138,6 +143,7 @@ def preflight(
         *_start(method, str(settings["model"]), chat),
         *_templates(settings, chat),
         *_outside(settings, prompts),
+        *_reference(settings),
         *_rates(method, settings),
         *_customary(method, settings),
         *(_classes(settings, desirable, examples - desirable) if desirable is not None else ()),
@@ -195,6 +201,17 @@ def _outside(settings: Mapping[str, object], records: Sequence[Record]) -> Itera
                     why=found.why,
                     instead=f"look at them: truing check {data['path']} checks=[coverage] rl_prompts={settings.get('data.path')}",
                 )
+
+
+def _reference(settings: Mapping[str, object]) -> Iterator[Concern]:
+    alpha, every = settings.get("trust_region.alpha"), settings.get("trust_region.every")
+    if alpha is not None:
+        yield Concern(
+            name="moving_reference",
+            what=f"the reference is not frozen: every {every} steps it takes {alpha} of the policy",
+            why="the pull is towards where the policy has got to, so nothing bounds the drift from the start (arXiv 2404.09656)",
+            instead="trust_region=null",
+        )
 
 
 def _rates(method: str, settings: Mapping[str, object]) -> Iterator[Concern]:
