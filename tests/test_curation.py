@@ -316,7 +316,10 @@ def test_rankings_become_pairs_only_when_told_how(tmp_path: Path, truing: Truing
             "new2.jsonl; choose another share or seed",
         ),
         (["split", "{pairs}", "to={new}.jsonl", "held_out_to={there}", "share=0.5"], "exists already"),
-        (["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.csv", "format=conversation_pair"], "a cell of CSV cannot hold"),
+        (
+            ["split", "{pairs}", "to={new}.jsonl", "held_out_to={new}2.csv", "share=0.5", "format=conversation_pair"],
+            "a cell of CSV",
+        ),
         (["filter", "{pairs}", "to={new}.jsonl", "removed={new}.jsonl"], "is named for two outputs"),
         (["dedupe", "{pairs}", "to={new}.jsonl", "removed={pairs}", "overwrite=true"], "is what is read"),
         (["filter", "{pairs}", "to={there}", "held_out=[{there}]", "drop=[leaked_prompts]", "overwrite=true"], "is what is read"),

@@ -14,14 +14,19 @@ CHOICES: Mapping[str, Literal["first", "second", "tie", "both bad"]] = {
 """Capitals aside."""
 
 
+def said(cell: object) -> str:
+    """What stands in a cell, in lower case; 0 is a choice, and a table's 1.0 is the 1 that was written."""
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    return "" if cell is None else str(cell).strip().lower()
+
+
 def chosen_side(cell: object) -> Literal["first", "second"]:
     """The side that was chosen; raises `BadValueError` for a tie, for a choice that is none, and where nobody has chosen yet."""
-    said = "" if cell is None else str(cell).strip().lower()
-    if not said:
-        raise BadValueError("nobody has chosen yet")
-    choice = CHOICES.get(said)
+    choice = CHOICES.get(said(cell))
     if choice is None:
-        raise BadValueError(f'"choice" is {said[:40]!r}; it must be first, second, tie or both bad')
+        unknown = f'"choice" is {said(cell)[:40]!r}; it must be first, second, tie or both bad'
+        raise BadValueError(unknown if said(cell) else "nobody has chosen yet")
     if choice in ("tie", "both bad"):
         raise BadValueError("tie" if choice == "tie" else "tie (both bad)")
     return choice

@@ -65,7 +65,7 @@ class Duplicates:
                 "near_duplicates",
                 near,
                 count,
-                said=f"rows whose every part shares about {self.limit:.0%} or more with an earlier row of the same person",
+                said=f"rows whose every part shares about {self.limit:.0%} or more with the same part of an earlier row",
                 why=why,
                 mend="truing data dedupe FILE to=OUT",
                 act=0.02,

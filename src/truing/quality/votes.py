@@ -10,7 +10,7 @@ from pathlib import Path
 from truing.data.formats import FORMATS
 from truing.data.problems import BadRow, BadValueError
 from truing.data.rows import RawRow, rows
-from truing.data.votes import CHOICES
+from truing.data.votes import CHOICES, said
 from truing.quality.sample import Sample
 from truing.records import Origin
 
@@ -80,7 +80,7 @@ def further_votes(file: str) -> Iterator[Vote]:
 
 
 def _tie(row: RawRow, file: str) -> Iterator[Vote]:
-    if CHOICES.get(str(row.cells["choice"]).strip().lower()) not in ("tie", "both bad"):
+    if CHOICES.get(said(row.cells["choice"])) not in ("tie", "both bad"):
         return
     try:
         # as if the first had been chosen, which gives the item and all else but the choice
