@@ -1,10 +1,11 @@
 """Planted faults: how often each check finds them, and how often it raises an alarm where none was planted.
 
-    python -m benchmarks.data_checks [--seeds 20] [--rows 600]
+    python -m benchmarks.data_checks [--seeds 20] [--rows 600] [--only duplicates position_bias ...]
 
 Clean data are made-up pairs (or votes). Each kind of fault is planted in 1% and in 10% of the rows, once a seed; a hit is a finding
 of the right name at `watch` or `act`. Found rows are the planted rows that the finding names. A false alarm is the same on clean
-data of the same seeds. Prints a Markdown table and writes benchmarks/results/data_checks.json.
+data of the same seeds. Prints a Markdown table and writes benchmarks/results/data_checks.json; with --only, findings that are named
+are measured anew and the others kept from there.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from truing.quality.inspection import Inspected, Settings, inspect
 from truing.statistics import shown, wilson
@@ -411,7 +413,7 @@ def alarms(found: Inspected) -> dict[str, set[int]]:
     return {finding.name: set(finding.rows) for finding in found.findings if finding.level in ("watch", "act")}
 
 
-def of_seed(seed: int, rows: int) -> tuple[set[str], dict[str, list[tuple[bool, float]]]]:
+def of_seed(seed: int, rows: int, kinds: tuple[str, ...]) -> tuple[set[str], dict[str, list[tuple[bool, float]]]]:
     """Alarms on clean data; and for each kind, at each rate, whether it was found and the share of its rows that was named."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -419,8 +421,8 @@ def of_seed(seed: int, rows: int) -> tuple[set[str], dict[str, list[tuple[bool, 
         clean = set(alarms(inspect(data(None, "clean", 0, rows, seed, folder)[0])))
         clean |= set(alarms(inspect(data(nothing, "clean", 0, rows, seed, folder)[0])))
         found: dict[str, list[tuple[bool, float]]] = {}
-        for kind, fault in FAULTS.items():
-            found[kind] = []
+        for kind in kinds:
+            found[kind], fault = [], FAULTS[kind]
             for rate in RATES:
                 settings, planted = data(fault, kind, rate, rows, seed, folder)
                 raised = alarms(inspect(settings))
@@ -429,24 +431,31 @@ def of_seed(seed: int, rows: int) -> tuple[set[str], dict[str, list[tuple[bool, 
     return clean, found
 
 
-def table(seeds: list[tuple[set[str], dict[str, list[tuple[bool, float]]]]], rows: int) -> tuple[str, dict[str, object]]:
-    """The Markdown table and the same for programs."""
-    lines = ["| fault | finding | hits at 1% | hits at 10% | rows named at 1%, 10% | false alarms |", "|---|---|---|---|---|---|"]
-    kinds: dict[str, object] = {}
-    for kind, fault in FAULTS.items():
+def measured(seeds: list[tuple[set[str], dict[str, list[tuple[bool, float]]]]], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """What was counted of each kind, for programs."""
+    counted: dict[str, Any] = {}
+    for kind in kinds:
+        fault = FAULTS[kind]
         hits = [wilson(sum(found[kind][i][0] for _, found in seeds), len(seeds)) for i in range(len(RATES))]
         named = [sum(found[kind][i][1] for _, found in seeds) / len(seeds) for i in range(len(RATES))]
-        false = wilson(sum(fault.finding in clean for clean, _ in seeds), len(seeds))
-        kinds[kind] = {
+        counted[kind] = {
             "finding": fault.finding,
             "hits": {str(rate): shown(hit) for rate, hit in zip(RATES, hits, strict=True)},
             "rows_named": named if fault.by_row else None,
-            "false_alarms": shown(false),
+            "false_alarms": shown(wilson(sum(fault.finding in clean for clean, _ in seeds), len(seeds))),
         }
-        cells = [f"{100 * e.value:.0f}% [{100 * e.low:.0f}, {100 * e.high:.0f}]" for e in (*hits, false)]
-        shares = ", ".join(f"{100 * share:.0f}%" for share in named) if fault.by_row else ""
-        lines.append(f"| {kind} | `{fault.finding}` | {cells[0]} | {cells[1]} | {shares} | {cells[2]} |")
-    return "\n".join(lines), {"seeds": len(seeds), "rows": rows, "kinds": kinds}
+    return counted
+
+
+def table(kinds: dict[str, Any]) -> str:
+    """The Markdown table."""
+    lines = ["| fault | finding | hits at 1% | hits at 10% | rows named at 1%, 10% | false alarms |", "|---|---|---|---|---|---|"]
+    for kind, found in ((kind, kinds[kind]) for kind in FAULTS if kind in kinds):
+        rates = (*found["hits"].values(), found["false_alarms"])
+        cells = [f"{100 * e['value']:.0f}% [{100 * e['low']:.0f}, {100 * e['high']:.0f}]" for e in rates]
+        shares = ", ".join(f"{100 * share:.0f}%" for share in found["rows_named"] or ())
+        lines.append(f"| {kind} | `{found['finding']}` | {cells[0]} | {cells[1]} | {shares} | {cells[2]} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -455,14 +464,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--rows", type=int, default=600)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=(), choices=sorted({fault.finding for fault in FAULTS.values()}))
     asked = parser.parse_args()
+    wanted = tuple(kind for kind, fault in FAULTS.items() if not asked.only or fault.finding in asked.only)
+    path = RESULTS / "data_checks.json"
+    kept = json.loads(path.read_bytes())["kinds"] if asked.only else {}
     done = []
     with ProcessPoolExecutor(asked.workers) as pool:
-        for future in as_completed([pool.submit(of_seed, seed, asked.rows) for seed in range(asked.seeds)]):
+        for future in as_completed([pool.submit(of_seed, seed, asked.rows, wanted) for seed in range(asked.seeds)]):
             done.append(future.result())
-            text, result = table(done, asked.rows)
-            (RESULTS / "data_checks.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(text)
+            kinds = {**kept, **measured(done, wanted)}
+            kinds = {kind: kinds[kind] for kind in FAULTS if kind in kinds}
+            path.write_text(json.dumps({"seeds": len(done), "rows": asked.rows, "kinds": kinds}, indent=1) + "\n")
+    print(table(kinds))
 
 
 if __name__ == "__main__":
