@@ -27,6 +27,8 @@ def chosen_side(cell: object) -> Literal["first", "second"]:
     if choice is None:
         unknown = f'"choice" is {said(cell)[:40]!r}; it must be first, second, tie or both bad'
         raise BadValueError(unknown if said(cell) else "nobody has chosen yet")
-    if choice in ("tie", "both bad"):
-        raise BadValueError("tie" if choice == "tie" else "tie (both bad)")
+    if choice == "tie":
+        raise BadValueError("tie")
+    if choice == "both bad":
+        raise BadValueError("tie (both bad)")
     return choice

@@ -109,8 +109,8 @@ def group_chance(means: Float[np.ndarray, " person"], of: Int[np.ndarray, " pers
     generator = np.random.Generator(np.random.PCG64(counted_seed(seed, "groups")))
 
     def between(assigned: Int[np.ndarray, "draw person"]) -> Float[np.ndarray, " draw"]:
-        there = (assigned == group for group in range(groups))
-        return sum((mine @ means) ** 2 / np.maximum(mine.sum(axis=1), 1) for mine in there)
+        there = [assigned == group for group in range(groups)]
+        return np.asarray(np.sum([(mine @ means) ** 2 / np.maximum(mine.sum(axis=1), 1) for mine in there], axis=0))
 
     seen = between(of[None])
     drawn = between(generator.permuted(np.tile(of, (DRAWS, 1)), axis=1))

@@ -64,8 +64,8 @@ class Contamination:
             hits = np.flatnonzero(known[np.minimum(places, len(known) - 1)] == here)
             if len(hits):
                 origin = self.runs[length][int(here[hits[0]])]
-                places = [found.span() for found in WORDS.finditer(text)][hits[0] : hits[0] + length]
-                said = text[places[0][0] : places[-1][1]]
+                spans = [found.span() for found in WORDS.finditer(text)][hits[0] : hits[0] + length]
+                said = text[spans[0][0] : spans[-1][1]]
                 self.flagged.add(sample.origin, f"{len(hits)} runs of {length} words or signs, first in {origin}: {said}")
                 return
 

@@ -48,7 +48,8 @@ def _least(parts: Parts) -> Least:
     hashes = signs[:count] * _POWERS[0]
     for i in range(1, RUN):
         hashes += signs[i : i + count] * _POWERS[i]
-    pieces, begin, ends = [], 0, []
+    pieces, begin = [], 0
+    ends: list[int] = []
     for part in texts:
         for place, text in enumerate(part):
             pieces.append(hashes[begin : begin + len(text) - RUN + 1] + np.uint64(place))

@@ -27,10 +27,10 @@ def look(file: str, settings: Sequence[str], *, as_json: bool, everything: bool,
     """Every check over one file; the report goes to standard output, JSON and page where the settings say."""
     wanted = load(Settings, base={"path": file}, overrides=settings).value
     taken = {Path(name).resolve() for name in (file, *wanted.held_out, *wanted.benchmarks, wanted.rl_prompts or file)}
-    for path in filter(None, (wanted.html, wanted.json)):
-        if path.resolve() in taken:
-            raise ValueError(f"{path}: is what is read, or is named twice; name another file to write")
-        taken.add(path.resolve())
+    for output in filter(None, (wanted.html, wanted.json)):
+        if output.resolve() in taken:
+            raise ValueError(f"{output}: is what is read, or is named twice; name another file to write")
+        taken.add(output.resolve())
 
     def progress(rows: int) -> None:
         for sink in sinks:
