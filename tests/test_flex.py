@@ -5,7 +5,7 @@ import torch
 
 from trees import random_trees, tiny_policy
 from truing.data.tree import TreeBatch
-from truing.models.attention import Layout, tree_attention
+from truing.models.attention import Layout, tree_attention, window_mask
 from truing.models.flex import FlexLayout
 
 TREES = 6
@@ -23,8 +23,9 @@ def test_the_same_output_as_the_blocks(shared: int, options: dict[str, float]) -
     g = torch.Generator().manual_seed(1)
     tokens = len(batch.tokens)
     query, key, value = (torch.randn(1, heads, tokens, 16, generator=g) for heads in (4, 2, 2))
+    mask = window_mask(local_size=options.get("sliding_window"))
     found = [
-        tree_attention(torch.nn.Identity(), query, key, value, None, tree_layout=layout, **options)[0]
+        tree_attention(torch.nn.Identity(), query, key, value, mask, tree_layout=layout, **options)[0]
         for layout in (Layout.of(batch, torch.float32, 16), FlexLayout.of(batch))
     ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)

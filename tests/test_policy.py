@@ -166,6 +166,45 @@ def test_these_families_run_as_trees_with_their_own_numbers(family):
         torch.testing.assert_close(values, own_log_probs(model, trees), rtol=1e-4, atol=1e-4)
 
 
+WIDE = 48
+"""A window that no tree of the probe fills."""
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+WINDOWED = {
+    "mistral": {},
+    "phimoe": {"num_local_experts": 4},
+    "qwen2_moe": {**EXPERTS, "use_sliding_window": True},
+    "doge": {"head_dim": 16},
+    "olmoe": {**EXPERTS},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_trap_20_a_sliding_window_holds_whether_layers_are_told_of_it_or_only_their_masks_are(family):
+    """phimoe, qwen2_moe and doge tell the mask alone, olmoe the layer alone, whose own mask then has none.
+
+    The experts of a mixture round by how many tokens they get, so the probe, which asks for equal bits, may well refuse trees.
+    """
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**TINY, "sliding_window": WIDE, **WINDOWED[family]})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5)
+        trees = [replace(tree, trunk=tuple(range(40, 40 + WIDE)) + tree.trunk) for tree in random_trees(4, longest=30)]
+        found = probe(model)
+        if family in ("doge", "olmoe"):
+            assert found.policy.layout == "plain"
+            assert "mask" in found.reason_for_plain
+        else:
+            model.set_attn_implementation(attention.NAME)
+            values = Policy(model, layout="tree").log_probs(TreeBatch.of(trees))
+            torch.testing.assert_close(values, own_log_probs(model, trees), rtol=1e-4, atol=1e-4)
+        model.set_attn_implementation(attention.NAME if found.policy.layout == "tree" else "eager")
+        values = found.policy.log_probs(TreeBatch.of(trees))
+        torch.testing.assert_close(values, own_log_probs(model, trees), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("family", "extra"), [("falcon", {}), ("mamba", {"state_size": 8})])
 def test_other_families_fall_back_to_the_plain_layout_with_a_reason_and_the_same_numbers(family, extra):
     torch.manual_seed(0)

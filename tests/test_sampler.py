@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from conftest import make_tiny_llama
 from truing.data.tree import Branch, Tree, TreeBatch
+from truing.models import attention
 from truing.models.load import load_causal, load_tokenizer
 from truing.models.lora import LoRA, add_lora
 from truing.models.policy import Policy, probe
@@ -125,9 +126,11 @@ def test_a_long_prompt_is_read_in_pieces_and_rows_keep_to_the_slots(monkeypatch:
     assert taken([0, 2], [], 1) == [0]
 
 
-def test_a_sliding_window_hides_what_it_hides_in_transformers() -> None:
+@pytest.mark.parametrize("family", ["mistral", "phimoe"])
+def test_a_sliding_window_hides_what_it_hides_in_transformers(family: str) -> None:
+    """Layers of the one are told of it, of the other only their mask is."""
     config = AutoConfig.for_model(
-        "mistral",
+        family,
         vocab_size=300,
         hidden_size=64,
         intermediate_size=128,
@@ -141,7 +144,9 @@ def test_a_sliding_window_hides_what_it_hides_in_transformers() -> None:
         model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(8)
-    policy = policy_of(model)
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    policy = Policy(model, layout="tree")  # unprobed: experts of a mixture round by how many tokens they get
     prompts = prompts_of([4, 25, 11])
     expected = [by_transformers(model, prompt, 15, NEVER) for prompt in prompts]
     assert sample(policy, prompts, Decoding(max_tokens=15), stop_ids=NEVER) == expected

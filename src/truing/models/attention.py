@@ -305,7 +305,7 @@ def tree_attention(
     if options.get("s_aux") is not None:
         raise ValueError("attention sinks are not supported in the tree layout")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    window, softcap = options.get("sliding_window"), options.get("softcap")
+    window, softcap = window_of(attention_mask, options.get("sliding_window")), options.get("softcap")
     if isinstance(layout, FlexLayout):
         return attend(query, key, value, layout, scale=scale, window=window, softcap=softcap), None
     rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [token, head, width]
@@ -394,12 +394,25 @@ def _weights(
     return scores.softmax(-1).to(keys.dtype), inner
 
 
-def _no_mask(*_args: Any, **_options: Any) -> None:
-    """The layout says who sees whom; transformers need not build a mask."""
-    return
+def window_mask(*_args: Any, local_size: int | None = None, **_options: Any) -> Tensor | None:
+    """In place of a mask, which the layout makes needless: the sliding window that it would have, for `window_of`."""
+    return None if local_size is None else torch.full((1, 1, 1, 1), local_size)
+
+
+def window_of(mask: Tensor | None, named: int | None) -> int | None:
+    """The sliding window of a layer: what its mask says, since some models give their layers no other word of it.
+
+    Raises ValueError where the layer names another one, or where the mask is no longer what `window_mask` made.
+    """
+    if mask is not None and (mask.shape != (1, 1, 1, 1) or mask.dtype != torch.long):
+        raise ValueError("its layers change the attention mask")
+    window = None if mask is None else int(mask.item())
+    if named not in (None, window):
+        raise ValueError(f"its layers name a sliding window of {named}, their mask has {window or 'none'}")
+    return window
 
 
 def register() -> None:
     """Make the name `truing_tree` known to transformers; calling it again changes nothing."""
     AttentionInterface.register(NAME, tree_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, window_mask)

@@ -219,7 +219,7 @@ def probe(model: PreTrainedModel) -> Probed:
         try:
             model.set_attn_implementation(attention.NAME)
             reason = _disagreement(Policy(model, layout="tree", block=PROBE_BLOCK), batch, own, vocabulary)
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, NotImplementedError) as error:
             reason = f"its layers do not take the tree layout ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
         if reason is None:
             return Probed(policy=Policy(model, layout="tree"), reason_for_plain=None)

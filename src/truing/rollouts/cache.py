@@ -15,6 +15,8 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from truing.models.attention import window_mask, window_of
+
 NAME = "truing_rollout"
 SCORES = 1 << 19
 """Attention scores that are made at once, where a single row does not need more: 2 MiB in fp32."""
@@ -158,16 +160,12 @@ def _attention(
     stage: Stage = options["tree_layout"]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [token, head, width]
-    output = stage.attend(module, query, key, value, scale, options.get("sliding_window"), options.get("softcap"))
+    window = window_of(attention_mask, options.get("sliding_window"))
+    output = stage.attend(module, query, key, value, scale, window, options.get("softcap"))
     return output[None], None
-
-
-def _no_mask(*_args: Any, **_options: Any) -> None:
-    """The stage says who sees whom; transformers need not build a mask."""
-    return
 
 
 def register() -> None:
     """Make the name `truing_rollout` known to transformers; calling it again changes nothing."""
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, window_mask)
