@@ -13,6 +13,7 @@ from truing.models import attention, policy
 from truing.models.heads import ValueModel
 from truing.models.lora import CRITIC, LoRA, add_lora
 from truing.models.policy import Policy, probe
+from truing.models.rope import reach_of
 
 
 def as_trees(model) -> Policy:
@@ -203,6 +204,46 @@ def test_trap_20_a_sliding_window_holds_whether_layers_are_told_of_it_or_only_th
         model.set_attn_implementation(attention.NAME if found.policy.layout == "tree" else "eager")
         values = found.policy.log_probs(TreeBatch.of(trees))
         torch.testing.assert_close(values, own_log_probs(model, trees), rtol=1e-4, atol=1e-4)
+
+
+def far_reaching(kind: str):
+    """A tiny Llama of 64 positions whose RoPE changes beyond them."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
+    more = factors if kind == "longrope" else {"factor": 4.0}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **more}
+    positions = 256 if kind == "longrope" else 64
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **{**TINY, "max_position_embeddings": positions, "rope_parameters": rope})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+@pytest.mark.parametrize("layout", ["tree", "plain"])
+def test_trap_20_a_long_neighbour_does_not_switch_the_frequencies_of_rope(kind, layout):
+    """transformers chooses them by the longest row of a batch: such a batch is refused, up to the limit it is computed."""
+    found = as_trees(far_reaching(kind))
+    if layout == "plain":
+        found.model.set_attn_implementation("eager")
+        found = Policy(found.model, layout="plain")
+    assert found.reach == 64
+    short, fits = random_trees(2), Tree(trunk=tuple(range(3, 60)), branches=(branch(range(7)), branch(range(3))))
+    beyond = Tree(trunk=fits.trunk, branches=(branch(range(8)), branch(range(3))))
+    with torch.no_grad():
+        alone = found.log_probs(TreeBatch.of(short))
+        together = found.log_probs(TreeBatch.of([*short, fits]))
+        torch.testing.assert_close(together[: len(alone)], alone, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ValueError, match=r"65 tokens of prompt and response: past 64 .* data.max_tokens=64"):
+            found.log_probs(TreeBatch.of([*short, beyond]))
+        torch.testing.assert_close(alone, own_log_probs(found.model, short), rtol=1e-5, atol=1e-5)
+
+
+def test_rope_whose_frequencies_are_fixed_has_no_limit():
+    assert Policy(make_tiny_llama(), layout="plain").reach is None
+    gemma = AutoConfig.for_model("gemma3_text", **{**TINY, "head_dim": 16})
+    assert set(gemma.rope_parameters) == {"full_attention", "sliding_attention"}
+    assert reach_of(gemma) is None
+    gemma.rope_parameters["full_attention"] |= {"rope_type": "dynamic", "factor": 2.0}
+    assert reach_of(gemma) == 512
 
 
 @pytest.mark.parametrize(("family", "extra"), [("falcon", {}), ("mamba", {"state_size": 8})])

@@ -152,6 +152,15 @@ def test_a_sliding_window_hides_what_it_hides_in_transformers(family: str) -> No
     assert sample(policy, prompts, Decoding(max_tokens=15), stop_ids=NEVER) == expected
 
 
+def test_no_answer_may_pass_the_length_at_which_rope_changes() -> None:
+    policy = policy_of(peaked())
+    policy.reach = 40
+    (prompt,) = prompts_of([30])
+    sample(policy, [prompt], Decoding(max_tokens=10), stop_ids=NEVER)
+    with pytest.raises(ValueError, match=r"41 tokens of prompt and response: past 40 .* lower max_tokens"):
+        sample(policy, [prompt], Decoding(max_tokens=11), stop_ids=NEVER)
+
+
 def test_stop_reasons_and_limits() -> None:
     """`end` only when a stop token was sampled in time: as the very first one, as the last one allowed, or not."""
     policy = policy_of(peaked(seed=3))

@@ -208,6 +208,7 @@ TRAPS = {
             "test_policy.py::test_trap_20_packed_log_probs_equal_unpacked_ones",
             "test_policy.py::test_trap_20_no_branch_sees_a_sibling_or_another_tree",
             "test_policy.py::test_trap_20_a_sliding_window_holds_whether_layers_are_told_of_it_or_only_their_masks_are",
+            "test_policy.py::test_trap_20_a_long_neighbour_does_not_switch_the_frequencies_of_rope",
         ),
     ),
     21: Trap(

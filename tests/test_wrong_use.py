@@ -214,6 +214,14 @@ def test_a_template_that_fails(template: str, wrong: Wrong, spoilt: Path) -> Non
     assert "choose template=plain" in said
 
 
+def test_rows_longer_than_the_length_at_which_rope_changes(wrong: Wrong, spoilt: Path) -> None:
+    config = json.loads((spoilt / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": "dynamic", "factor": 2.0}
+    (spoilt / "config.json").write_text(json.dumps(config))
+    assert "past 512 this model takes other RoPE frequencies" in wrong.train(model=spoilt, data__max_tokens=513)
+    assert wrong.train(model=spoilt, data__max_tokens=513).endswith("; set data.max_tokens=512")
+
+
 def test_adapters_for_layers_that_are_not_there(wrong: Wrong) -> None:
     assert "lora.targets='nothing' matches no linear layer of LlamaForCausalLM" in wrong.train(lora__targets="nothing")
 

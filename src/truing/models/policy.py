@@ -23,6 +23,7 @@ from truing.memory import large_blocks_apart
 from truing.models import attention
 from truing.models.fused import fuse
 from truing.models.lora import AdaptersAsNow, has_lora
+from truing.models.rope import reach_of, refuse_beyond
 
 LayoutName = Literal["tree", "plain"]
 PROBE_TOLERANCE = 5e-4
@@ -51,6 +52,8 @@ class Policy(nn.Module):
         self.layout: LayoutName = layout
         self.chunked_head = chunked_head
         self.block = block
+        self.reach = reach_of(model.config)
+        """Tokens of prompt and response that the model is used up to (`truing.models.rope`); None where nothing ends there."""
         self.recompute_above: int | None = None
         """Batches of more tokens keep only each layer's input and compute the rest again going backward; None never does."""
 
@@ -78,7 +81,11 @@ class Policy(nn.Module):
         return int(self.head_weight.shape[1])
 
     def hidden(self, batch: TreeBatch, at: Int[Tensor, " place"], response: Int[Tensor, " place"]) -> Float[Tensor, "place width"]:
-        """Final hidden states of tokens `at` (indices into `batch.tokens`), each as seen along the given response."""
+        """Final hidden states of tokens `at` (indices into `batch.tokens`), each as seen along the given response.
+
+        Raises ValueError for a response beyond the model's reach.
+        """
+        self._within_reach(batch)
         body = decoder(self.model)
         if self.layout == "tree":
             with self._recomputing(len(batch.tokens)):
@@ -119,6 +126,7 @@ class Policy(nn.Module):
     def log_probs(self, batch: TreeBatch, *, temperature: float = 1.0) -> Float[Tensor, " scored"]:
         """log pi of each scored token, logits divided by the temperature, in fp32."""
         if not self.chunked_head:
+            self._within_reach(batch)
             rows, mask = _padded(batch)
             logits = self.model(input_ids=rows, attention_mask=mask, use_cache=False).logits
             chosen = logits[batch.response, batch.positions[batch.source]].float() / temperature
@@ -147,6 +155,11 @@ class Policy(nn.Module):
         hidden = self.hidden(batch, batch.source, batch.response)
         head = self._head()
         return token_entropies(hidden, head.weight, bias=head.bias, scale=1.0 / temperature, softcap=head.softcap)
+
+    def _within_reach(self, batch: TreeBatch) -> None:
+        if self.reach is not None:
+            longest = int(batch.positions.max()) + 1
+            refuse_beyond(self.reach, longest, f"leave out longer ones, as data.max_tokens={self.reach} does")
 
     def _head(self) -> _Head:
         head = self.model.get_output_embeddings()

@@ -13,6 +13,7 @@ from truing.config import describe, dotted, load, sweep
 from truing.data.chat import ChatTokenizer
 from truing.losses import FEEDBACK_LOSSES, PAIR_LOSSES
 from truing.models.load import load_tokenizer
+from truing.models.rope import refuse_beyond
 from truing.parallel.world import World
 from truing.recipes import RECIPES, module_of, reward_report
 from truing.recipes import align as align_recipe
@@ -149,6 +150,7 @@ def check(recipe: str, settings: Sequence[str], shown: int) -> None:
         record = records[tree.key]
         out.write(token_lines(tree, chat, f"{record.origin}: {len(asked(record))} messages"))
     policy, reason = load_policy(start, torch_dtype(config.dtype))
+    refuse_beyond(policy.reach, config.data.max_tokens, f"set data.max_tokens={policy.reach}")
     parameters = sum(p.numel() for p in policy.parameters())
     layout = "runs as trees: each prompt is computed once" if reason is None else f"runs in the plain layout: {reason}"
     out.write(f"\n{config.model}: {parameters / 1e6:.0f} M parameters in {policy.dtype}; {layout}\n")

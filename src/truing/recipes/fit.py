@@ -21,6 +21,7 @@ from truing.models.load import load_causal, load_tokenizer, save_model, weights_
 from truing.models.lora import add_lora, has_lora, merge
 from truing.models.policy import Policy, probe
 from truing.models.reference import tree_key, with_reference
+from truing.models.rope import refuse_beyond
 from truing.objectives import AnyObjective, UnpairedFeedback, WholeBatchObjective, averaged, prepared
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, Split, examples
@@ -90,6 +91,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     if shared.strict:
         refuse(concerns)
     policy, reason = load_policy(start, torch_dtype(shared.dtype))
+    refuse_beyond(policy.reach, shared.data.max_tokens, f"set data.max_tokens={policy.reach}")
     fingerprints = {"data": found.reading.sha256, "tokenizer": chat.fingerprint, "weights": weights_hash(policy.model)}
     policy.recompute_above = {"auto": 2 * shared.micro_tokens, "always": 0, "never": None}[shared.recompute]
     if shared.lora:

@@ -249,7 +249,7 @@ def _longest(config: Config, policy: Policy) -> int:
 
 
 def _context(policy: Policy) -> int | None:
-    found: int | None = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    found: int | None = policy.reach or getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     return found
 
 

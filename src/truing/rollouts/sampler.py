@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from truing.models.policy import Policy, decoder
+from truing.models.rope import refuse_beyond
 from truing.randomness import counted_seed
 from truing.records import Completion
 from truing.rollouts import cache
@@ -69,6 +70,7 @@ def sample(
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {number} is empty: a model needs at least one token to go on from")
+        refuse_beyond(policy.reach, len(prompt) + decoding.max_tokens, "lower max_tokens, or leave out longer prompts")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     places = range(len(prompts)) if places is None else places
     assert len(set(places)) == len(prompts), "every prompt has a place of its own"

@@ -73,7 +73,7 @@ class LocalWriter:
     def __call__(self, prompts: Sequence[Prompt], *, samples: int, seed: int) -> list[list[Said]]:
         """A prompt that does not leave the answer's room in the model's context is a problem of its answers."""
         trunks = [self.chat.prompt_tokens(prompt.messages) for prompt in prompts]
-        most = getattr(self.policy.model.config.get_text_config(), "max_position_embeddings", None)
+        most = self.policy.reach or getattr(self.policy.model.config.get_text_config(), "max_position_embeddings", None)
         room = None if most is None else most - self.decoding.max_tokens
         fits = [i for i, trunk in enumerate(trunks) if trunk and (room is None or len(trunk) <= room)]
         asked = [Question(number=i, prompt=prompts[i], trunk=trunks[i]) for i in fits]
