@@ -7,6 +7,7 @@ from typing import Literal
 HEAD_NOTE = "TRL computes the LM head for all positions on CPU: its path for scored positions alone needs Triton"
 TWICE_NOTE = "TRL computes the prompt once for each response, and pads every sequence of a batch to the longest"
 LOGITS_NOTE = "TRL's experimental trainers hold the logits of all positions at once"
+HEADS_NOTE = "each side begins with a random reward head of its own, so the losses of the steps are not the same"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,9 @@ ROWS: dict[str, Row] = {
     "dpo-lora": _hh(settings=("lora.rank=16",), peer={"lora": LORA}, target="5x, at most 0.35x the memory"),
     "dpo-second-epoch": _hh(trainer=None, epochs=2, target="second epoch at most 0.8x the time of the first", notes=()),
     "memory-8k": _hh(trainer=None, rows=1, batch=1, max_tokens=8192, prompt_tokens=8000, target="at most 4 GB", notes=()),
-    "reward-hh": _hh(method="reward_model", trainer="reward", passes="policy", head=False, notes=(TWICE_NOTE,), target="3x"),
+    "reward-hh": _hh(
+        method="reward_model", trainer="reward", passes="policy", head=False, notes=(TWICE_NOTE, HEADS_NOTE), target="3x"
+    ),
     "reward-rankings": _hh(
         method="reward_model",
         trainer="reward",
@@ -95,6 +98,7 @@ ROWS: dict[str, Row] = {
         target="10x",
         notes=(
             TWICE_NOTE,
+            HEADS_NOTE,
             "RewardTrainer knows pairs only, so each ranking of k answers becomes k (k - 1) / 2 pairs; it takes 4 pairs at once "
             "and accumulates, so that it makes as many optimizer steps",
         ),
@@ -112,11 +116,18 @@ ROWS: dict[str, Row] = {
         method="simpo",
         trainer="cpo",
         passes="policy",
-        peer={"loss_type": "simpo", "cpo_alpha": 0.0},
+        settings=("loss.beta=2.0", "loss.gamma=1.0"),
+        peer={"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0},
         target="3.5x",
         notes=(LOGITS_NOTE, TWICE_NOTE),
     ),
-    "orpo-hh": _hh(method="orpo", trainer="orpo", passes="policy", target="3.5x", notes=(LOGITS_NOTE, TWICE_NOTE)),
+    "orpo-hh": _hh(
+        method="orpo",
+        trainer="orpo",
+        passes="policy",
+        target="3.5x",
+        notes=(LOGITS_NOTE, TWICE_NOTE, "TRL's likelihood term is over prompt and response, Truing's over the response alone"),
+    ),
     "cpo-hh": _hh(method="cpo", trainer="cpo", passes="policy", target="3.5x", notes=(LOGITS_NOTE, TWICE_NOTE)),
     "sft-mixed": _hh(
         method="sft",

@@ -123,6 +123,14 @@ def test_every_row_has_its_data_and_says_what_is_to_be_reached(name: str) -> Non
     assert (row.passes == "reference") == (row.method in PAIR_LOSSES and PAIR_LOSSES[row.method].needs_reference)
 
 
+def test_simpo_has_the_same_parameters_on_both_sides() -> None:
+    """TRL's own are 0.1 and 0.5."""
+    row = ROWS["simpo-hh"]
+    ours = dict(setting.split("=") for setting in row.settings)
+    theirs = {"loss.beta": row.peer["beta"], "loss.gamma": row.peer["simpo_gamma"]}
+    assert {name: float(value) for name, value in ours.items()} == theirs == {"loss.beta": 2.0, "loss.gamma": 1.0}
+
+
 def test_both_sides_get_the_same_rows() -> None:
     pair = Preference(prompt=ASKED, chosen="Yes.", rejected="Look.")
     assert as_read(pair) == as_trained(pair)[0]
