@@ -92,6 +92,12 @@ def test_every_metric_is_explained_and_no_other(loss: str) -> None:
     assert [name for name in named if name not in logged(loss)] == []
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_page_says_where_the_speed_is(loss: str) -> None:
+    assert "`tokens_per_second`" in page(loss)
+    assert "`share_of_floor`" in page(loss)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_setting_has_its_sentence(recipe: str) -> None:
     assert [field.key for field in describe(module_of(recipe).Config) if not field.doc.strip().endswith(".")] == []

@@ -48,6 +48,7 @@ def test_every_pair_loss_trains_from_the_command_line(method: str, trained: Trai
     (timing,) = read_rows(tmp_path / "run" / "timing.jsonl")
     assert timing["tokens_per_second"] == pytest.approx(timing["tokens"] / timing["seconds"])
     assert timing["tokens"] > found["length_chosen"] + found["length_rejected"]
+    assert 0 < timing["share_of_floor"] < 1
 
 
 def test_a_mixture_is_a_list_in_a_file_or_in_a_setting(trained: Trained, tmp_path: Path) -> None:

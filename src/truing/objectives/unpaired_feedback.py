@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from truing.baselines import Counterparts, RunningMeans, class_means, log_ratios, mismatched_kl, sorted_counterparts
 from truing.data.mismatch import mismatched
 from truing.data.tree import Tree, TreeBatch
+from truing.functional import kl_k1, kl_k3, segment_sum
 from truing.losses import FeedbackLogps, FeedbackLoss
 from truing.models.policy import Policy
 from truing.models.reference import tree_key
@@ -65,9 +66,12 @@ class UnpairedFeedback:
 
     def __call__(self, model: nn.Module, batch: TreeBatch, statistic: float | Counterparts) -> LossOutput:
         assert isinstance(model, Policy)
-        assert batch.reference is not None, "reference log-probabilities are computed before the first step"
+        known = batch.reference_tokens
+        assert known is not None, "reference log-probabilities are computed before the first step"
+        assert batch.reference is not None
         assert batch.desirable is not None, "feedback says of every response whether it is desirable"
-        policy, baseline = model.response_log_probs(batch), torch.zeros_like(batch.reference)
+        tokens = model.log_probs(batch)
+        policy, baseline = segment_sum(tokens, batch.response, batch.responses), torch.zeros_like(batch.reference)
         logps = FeedbackLogps(policy=policy, reference=batch.reference, desirable=batch.desirable, baseline=baseline)
         if isinstance(statistic, float):
             logps = replace(logps, baseline=baseline + statistic)
@@ -80,11 +84,14 @@ class UnpairedFeedback:
             both = (statistic.weight * self.loss(logps_of_entries)).sum() + 0.0 * policy.sum()
             # each side is held against the other as a constant, so both together have the gradient, but twice the value
             total = both - 0.5 * both.detach()
+        now, before = tokens.detach().double(), known.double()
         return LossOutput(
             total=total,
             metrics={
                 "loss": Mean(float(total.detach()), float(batch.responses)),
                 **_feedback_metrics(self.loss, logps, batch.length),
+                "kl_k1": Mean.over(kl_k1(now, before)),
+                "kl_k3": Mean.over(kl_k3(now, before)),
             },
         )
 

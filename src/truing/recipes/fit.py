@@ -35,6 +35,7 @@ from truing.runs.sinks import Sink, Tick, counted
 from truing.statistics import paired_difference, shown, win_rate
 from truing.train.checkpoint import Checkpoints, seed_random_states
 from truing.train.early_stop import EarlyStop
+from truing.train.floor import Floor
 from truing.train.learner import Learner
 from truing.train.loop import Source, train
 from truing.train.moving_reference import AgainstMovingReference, MovingReference, TrustRegion
@@ -142,7 +143,15 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
 
         seed_random_states(shared.seed)
         early_stop = EarlyStop(learner.trained, plan.patience) if plan.patience and held_out and shared.evaluate_every else None
-        train(run, learner, objective, plan.source(source), evaluate=evaluate if held_out else None, early_stop=early_stop)
+        train(
+            run,
+            learner,
+            objective,
+            plan.source(source),
+            evaluate=evaluate if held_out else None,
+            early_stop=early_stop,
+            floor=Floor.of(model),
+        )
         give_back(all_of_it=True)
         # Measured before saving: a reward model is centred there, and one that was saved before an interruption would not be.
         after = _outcomes(plan, model, compared, bar("held out, after"), world)

@@ -258,18 +258,22 @@ class Run:
         if self.interrupted:
             raise Interrupted(self.interrupted)
 
-    def log(self, step: int, metrics: Mapping[str, float | int], *, tokens: float | None = None) -> None:
+    def log(
+        self, step: int, metrics: Mapping[str, float | int], *, tokens: float | None = None, least: float | None = None
+    ) -> None:
         """Adds a line to metrics.jsonl. Nothing that depends on the clock goes in: a continued run has the same bytes.
 
-        Seconds go to timing.jsonl, with how many of the step's tokens (of all ranks, prompts counted once a tree) each second saw.
+        Seconds go to timing.jsonl, with how many of the step's tokens (of all ranks, prompts counted once a tree) each second saw,
+        and which share of them is the `least` that the step's products with the weights take on this machine.
         """
         assert "step" not in metrics, "the step is given apart"
         numbers = {name: float(value) for name, value in metrics.items()}
         self._logs.append(read.METRICS, {"step": step, **numbers})
         now = time.monotonic()
         if step > self._step:
-            seconds = now - self._last
-            speed = {} if tokens is None else {"tokens": tokens, "tokens_per_second": tokens / max(seconds, 1e-9)}
+            seconds = max(now - self._last, 1e-9)
+            speed = {} if tokens is None else {"tokens": tokens, "tokens_per_second": tokens / seconds}
+            speed |= {} if least is None else {"share_of_floor": least / seconds}
             self._logs.append(read.TIMING, {"step": step, "seconds": seconds, "time": time.time(), **speed})
             self._step, self._last = step, now
         left = (now - self._began) / max(1, step - self._restored) * (self.max_steps - step)

@@ -8,6 +8,7 @@ from truing.objectives import RememberingObjective
 from truing.parallel.world import World
 from truing.runs.run import Part, Run
 from truing.train.early_stop import EarlyStop
+from truing.train.floor import Floor
 from truing.train.learner import NonFiniteError
 
 
@@ -42,8 +43,12 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     early_stop: EarlyStop | None = None,
+    floor: Floor | None = None,
 ) -> None:
-    """Train from where an earlier process left the run until its last step, or until `early_stop` ends it with the best weights."""
+    """Train from where an earlier process left the run until its last step, or until `early_stop` ends it with the best weights.
+
+    With a `floor`, which says what the steps take at least, the log says what share of their time that is.
+    """
     parts: dict[str, Part] = {"learner": learner, "source": source}
     if isinstance(objective, RememberingObjective):
         parts |= objective.memory
@@ -61,7 +66,8 @@ def train(
             raise NonFiniteError(f"{error}; the batch is in {run.folder / BAD_BATCH}; lower optimizer.lr", error.batches) from error
         if evaluate and run.due_evaluation(step):
             metrics |= _held_out(evaluate)
-        run.log(step, metrics, tokens=_tokens(work, learner.world))
+        tokens, least = _work(work, learner.world, floor)
+        run.log(step, metrics, tokens=tokens, least=least)
         if early_stop:
             early_stop.observe(step, metrics)
         if run.due_save(step):
@@ -78,12 +84,16 @@ def _steps(run: Run, source: Source) -> Iterator[tuple[int, Any]]:
     return zip(run.remaining_steps(), source, strict=False)
 
 
-def _tokens(work: Any, world: World) -> float | None:
-    """Tokens of the micro-batches of all ranks, prompts once a tree; None for a round, which is computed several times over."""
+def _work(work: Any, world: World, floor: Floor | None) -> tuple[float | None, float | None]:
+    """Tokens of the micro-batches of all ranks, prompts once a tree, and the least seconds that they take.
+
+    None for a round, which is computed several times over.
+    """
     if not isinstance(work, list):
-        return None
-    (tokens,) = world.sum([float(sum(tree.size for batch in work for tree in batch.trees))])
-    return tokens
+        return None, None
+    tokens = float(sum(tree.size for batch in work for tree in batch.trees))
+    tokens, operations, rate = world.sum([tokens, floor.operations(work) if floor else 0.0, floor.rate if floor else 0.0])
+    return tokens, operations / rate if floor else None
 
 
 def _held_out(evaluate: Evaluate) -> dict[str, float]:
