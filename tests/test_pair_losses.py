@@ -12,6 +12,7 @@ from truing.functional import kl_k1, kl_k3
 from truing.losses import PAIR_LOSSES, Pair, PairLogps
 from truing.losses.alphapo import AlphaPO
 from truing.losses.apo_down import APODown
+from truing.losses.cdpo import ConservativeDPO
 from truing.losses.chosen_nll import ChosenNLL
 from truing.losses.cpo import CPO
 from truing.losses.discopop import DiscoPOP
@@ -126,6 +127,10 @@ def test_dpo_positive_charges_for_what_the_chosen_response_lost() -> None:
 
 TRL = {
     "sigmoid": (DPO(), [0.644397, 0.644397, 0.724885, 1.00946]),
+    "aot with label_smoothing, which is cDPO where a pair is alone; its sigmoid takes none": (
+        ConservativeDPO(label_smoothing=0.1),
+        [0.654397, 0.654397, 0.718635, 0.953835],
+    ),
     "hinge": (Hinge(), [0.9, 0.9, 1.0625, 1.55625]),
     "ipo": (IPO(), [21.390625, 19.140625, 26.586914, 86.141602]),
     "exo_pair": (EXO(label_smoothing=1e-3), [2.589954, 2.589954, 2.869602, 3.73491]),

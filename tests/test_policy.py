@@ -143,7 +143,7 @@ FAMILIES = {
     "qwen3": {"head_dim": 16},
     "mistral": {"sliding_window": 12},
     "gemma2": {"head_dim": 16, "sliding_window": 12, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 12},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
     "phi": {},
     "phi3": {},
     "olmo2": {},

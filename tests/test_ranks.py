@@ -84,7 +84,7 @@ def near(found: Any, expected: Any) -> bool:
     return found == (pytest.approx(expected, rel=1e-5, abs=1e-5) if isinstance(expected, float) else expected)
 
 
-@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo", "kto", "bco", "aot_unpaired", "tr-dpo", "ppo", "rloo"])
+@pytest.mark.parametrize("method", ["sft", "reward_model", "dpo", "aot", "kto", "bco", "aot_unpaired", "tr-dpo", "ppo", "rloo"])
 def test_trap_08_two_ranks_give_the_losses_metrics_and_weights_of_one(method: str, trained) -> None:
     one, two = trained(method, 1), trained(method, RANKS)
     assert [row["step"] for row in rows(one)] == list(range(STEPS + 1))
