@@ -31,7 +31,8 @@ class Spread:
 def work(row: Row, prepared: Mapping[str, Any]) -> Tokens:
     """Tokens of the tree layout over all passes of a row.
 
-    KTO reads its mismatched answers as further branches: by the reference with the matched ones, by the policy on their own.
+    KTO reads its mismatched answers as further branches of the same trunks, by the reference and by the policy. Nothing but zeros
+    goes back through them, so they count as read, not as trained.
     """
     tokens, answers = prepared["tree_tokens"], prepared["response_tokens"]
     scored = prepared["scored_tokens"] if row.head else 0

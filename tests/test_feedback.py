@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from trees import branch, gradients, random_trees, relative_gap, tiny_policy
-from truing.baselines import RunningMeans, class_means, log_ratios, mismatched_kl, sorted_counterparts
+from truing import baselines
+from truing.baselines import (
+    ReadTogether,
+    RunningMeans,
+    class_means,
+    in_one_pass,
+    log_ratios,
+    mismatched_kl,
+    sorted_counterparts,
+)
 from truing.data.mismatch import mismatched
 from truing.data.source import TreeSource
 from truing.data.tree import Tree, TreeBatch
@@ -27,6 +36,7 @@ from truing.models.reference import tree_key, with_reference
 from truing.objectives import SortedPreference, UnpairedFeedback
 from truing.parallel.world import World
 from truing.recipes.feedback import comparable
+from truing.recipes.mismatches import with_mismatches
 from truing.runs.read import read_rows
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
@@ -219,6 +229,78 @@ def test_the_mismatches_of_a_policy_with_itself_have_a_baseline_of_0() -> None:
     pairs = list(mismatched(trees, max_tokens=LONGEST).values())
     known = {tree_key(tree): tree.reference_sums()[0] for tree in with_reference(policy, pairs, [np.arange(len(pairs))])}
     assert mismatched_kl(policy, [TreeBatch.of(trees)], World(), reference=known, max_tokens=LONGEST) == 0.0
+
+
+def with_long_prompts(trees: list[Tree]) -> list[Tree]:
+    return [replace(tree, trunk=(*range(10, 70), *tree.trunk)) for tree in trees]
+
+
+def test_mismatches_are_read_in_the_training_pass_where_that_costs_less_and_one_micro_batch_is_the_step() -> None:
+    """Six operations a token of y' against two of it and of its prompt."""
+    tree = Tree(trunk=(1, 2, 3, 4, 5), branches=(branch([7]),), key=0)
+    for length, together in ((1, True), (2, True), (3, False)):
+        pairs = {0: replace(tree, branches=(branch(range(length)),))}
+        assert in_one_pass([tree], pairs, micro_tokens=6) == together
+        assert not in_one_pass([tree], pairs, micro_tokens=5)
+    assert not in_one_pass([tree], {}, micro_tokens=6)
+    assert not in_one_pass([], {}, micro_tokens=6)
+
+
+def test_read_in_one_pass_or_apart_the_numbers_are_the_same(monkeypatch) -> None:
+    found = []
+    for together in (True, False):
+        monkeypatch.setattr(baselines, "in_one_pass", lambda *_, together=together, **__: together)
+        policy, objective, trees = method(KTO(beta=0.3))
+        less_likely = {key: known - 5.0 for key, known in objective.mismatched_reference.items()}  # so that z_0 is above 0
+        objective, batch = replace(objective, mismatched_reference=less_likely), TreeBatch.of(trees)
+        ((statistic,),) = objective.prepare(policy, [batch], World()).of_batches
+        assert isinstance(statistic, ReadTogether if together else float)
+        output = objective(policy, batch, statistic)
+        output.total.backward()
+        with torch.no_grad():
+            ((without,),) = objective.prepare(policy, [batch], World()).of_batches
+        assert isinstance(without, float), "an evaluation trains on nothing"
+        found.append((output, gradients(policy), without))
+    (one, of_one, again), (apart, of_apart, _) = found
+    assert {name: mean.sum for name, mean in one.metrics.items()} == pytest.approx(
+        {name: mean.sum for name, mean in apart.metrics.items()}, rel=1e-5, abs=1e-5
+    )
+    assert again == pytest.approx(apart.metrics["baseline"].sum / 8, abs=1e-6)
+    assert again > 0
+    assert relative_gap(of_one, of_apart) < 1e-6
+
+
+@pytest.mark.parametrize(("micro_tokens", "long_prompts"), [(10_000, True), (10_000, False), (200, True)])
+def test_trap_09_at_step_0_the_baseline_is_0_to_the_last_bit_in_bf16_too(micro_tokens: int, long_prompts: bool) -> None:
+    """The reference reads mismatches as the step does: in one pass with the answers, or apart."""
+    policy = tiny_policy(dtype=torch.bfloat16)
+    trees = feedback_trees(12, same_prompts=True)
+    trees = with_long_prompts(trees) if long_prompts else trees
+    source = TreeSource(trees, batch_size=4, micro_tokens=micro_tokens, seed=0)
+    asked: list[int] = []
+
+    def referenced(wanted: Sequence[Tree], groups: Iterable[np.ndarray], _what: str) -> Sequence[Tree]:
+        groups = list(groups)
+        asked.append(sum(len(wanted[place].trunk) for group in groups for place in group.tolist()))
+        return with_reference(policy, wanted, groups)
+
+    objective = UnpairedFeedback(loss=KTO(), max_tokens=LONGEST, micro_tokens=micro_tokens)
+    objective, source.trees = with_mismatches(objective, source, (), steps=6, budget=micro_tokens, referenced=referenced)
+    together = long_prompts and micro_tokens > 1000
+    for step in range(3):
+        batches = [TreeBatch.of(group) for group in source.micro_batches(step, 0)]
+        assert (len(batches) > 1) == (micro_tokens == 200)
+        of_batches = objective.prepare(policy, batches, World()).of_batches
+        assert {isinstance(statistic, ReadTogether) for (statistic,) in of_batches} == {together}
+        for batch, (statistic,) in zip(batches, of_batches, strict=True):
+            metrics = objective(policy, batch, statistic).metrics
+            assert metrics["loss"].sum == 0.5 * batch.responses
+            assert metrics["baseline"].sum == metrics["kl_k3"].sum == 0
+    prompts = sum(len(tree.trunk) for tree in trees)
+    assert asked[0] == prompts
+    assert objective.mismatched_reference.keys() >= {
+        tree_key(pair) for step in range(6) for pair in objective.mismatched(source.step_trees(step)).values()
+    }
 
 
 # -- the reward shift

@@ -101,6 +101,7 @@ TRAPS = {
             "test_losses.py::test_trap_09_policy_equal_to_reference_gives_ln_2",
             "test_pair_losses.py::test_trap_09_every_loss_begins_at_its_own_value",
             "test_feedback.py::test_trap_09_policy_equal_to_reference_gives_the_starting_loss",
+            "test_feedback.py::test_trap_09_at_step_0_the_baseline_is_0_to_the_last_bit_in_bf16_too",
             "test_reference.py::test_trap_09_the_first_dpo_loss_is_ln_2",
             "test_reference.py::test_trap_09_no_dropout_even_after_the_model_was_put_into_training_mode",
             "test_load.py::test_trap_09_dropout_is_off_in_training_mode_too",

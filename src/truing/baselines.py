@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from truing.data.mismatch import mismatched
-from truing.data.tree import TreeBatch
+from truing.data.mismatch import joined, mismatched
+from truing.data.tree import Tree, TreeBatch
+from truing.functional import segment_sum
 from truing.memory import give_back
 from truing.models.policy import Policy
 from truing.models.reference import tree_key
@@ -31,26 +32,63 @@ class Counterparts:
     """Share of the counterpart, times the batch's responses over those of the response's class: both classes count alike."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadTogether:
+    """KTO's z_0, and log pi of one micro-batch's scored tokens, with gradient: both are of one pass."""
+
+    baseline: float
+    log_probs: Float[Tensor, " scored"]
+
+
+def in_one_pass(trees: Sequence[Tree], pairs: Mapping[int, Tree], *, micro_tokens: int) -> bool:
+    """Whether a step reads its mismatched responses y' in the pass that it trains on, as further branches of the same trunks t.
+
+    That takes 6 |y'| operations a parameter, since nothing but zeros goes back through them, and 2 (|t| + |y'|) in a pass of their
+    own. Only for a step that is one micro-batch: z_0 is of the whole step, and the passes of several would all have to be kept
+    until it is known. `trees` are the step's on all ranks, so that their number changes nothing.
+    """
+    if not pairs or sum(tree.size for tree in trees) > micro_tokens:
+        return False
+    return 2 * sum(len(pair.branches[0].tokens) for pair in pairs.values()) < sum(len(pair.trunk) for pair in pairs.values())
+
+
 def mismatched_kl(
-    policy: Policy, batches: Sequence[TreeBatch], world: World, *, reference: Mapping[bytes, float], max_tokens: int
-) -> float:
+    policy: Policy,
+    batches: Sequence[TreeBatch],
+    world: World,
+    *,
+    reference: Mapping[bytes, float],
+    max_tokens: int,
+    micro_tokens: int = 0,
+) -> float | ReadTogether:
     """KTO's z_0: the mean log-ratio of mismatched prompts and responses, at least 0 (arXiv 2402.01306, section 4.1).
 
     `reference` holds log pi_ref of the mismatched trees, by `tree_key`. 0 where the batch has one prompt only, such as a batch of
-    one: no pair is mismatched there, and 0 is the least that a KL can be.
+    one: no pair is mismatched there, and 0 is the least that a KL can be. Where gradients are asked for and it costs less, comes
+    with the log-probabilities that are to be trained on.
     """
-    pairs = mismatched(world.gather([tree for batch in batches for tree in batch.trees]), max_tokens=max_tokens)
-    total, count = 0.0, 0.0
+    every = world.gather([tree for batch in batches for tree in batch.trees])
+    pairs = mismatched(every, max_tokens=max_tokens)
+    total, count, trained = 0.0, 0.0, None
+    together = torch.is_grad_enabled() and len(batches) == 1 and in_one_pass(every, pairs, micro_tokens=micro_tokens)
     for batch in batches:
         group = [pairs[tree.key] for tree in batch.trees if tree.key in pairs]
-        if group:
-            found = policy.response_log_probs(TreeBatch.of(group, policy.device)).double()
-            total += float(found.sum()) - sum(reference[tree_key(tree)] for tree in group)
-            count += len(group)
-            give_back()
+        if together:
+            both = TreeBatch.of([joined(tree, pairs[tree.key]) for tree in batch.trees], policy.device)
+            tokens = policy.log_probs(both)
+            trained = tokens[both.response % 2 == 0]
+            found = segment_sum(tokens.detach(), both.response, both.responses)[1::2]
+        elif group:
+            with torch.no_grad():
+                found = policy.response_log_probs(TreeBatch.of(group, policy.device))
+        else:
+            continue
+        total += float(found.double().sum()) - sum(reference[tree_key(tree)] for tree in group)
+        count += len(group)
+        give_back()
     total, count = world.sum([total, count])
-    return max(0.0, total / count) if count else 0.0
+    baseline = max(0.0, total / count) if count else 0.0
+    return baseline if trained is None else ReadTogether(baseline=baseline, log_probs=trained)
 
 
 @torch.no_grad()

@@ -29,6 +29,13 @@ def mismatched(trees: Sequence[Tree], *, max_tokens: int) -> dict[int, Tree]:
     return found
 
 
+def joined(tree: Tree, pair: Tree) -> Tree:
+    """The tree with the mismatched response of its prompt as a further branch: the trunk is computed once for both."""
+    assert tree.trunk == pair.trunk, "a mismatched response is put to the same prompt"
+    branches = (*tree.branches, *pair.branches)
+    return replace(tree, branches=branches, reference=None, margin=None, probability=None, desirable=None)
+
+
 def _cut(branch: Branch, tokens: int) -> Branch:
     assert tokens > 0, "a prompt leaves room for a response"
     return Branch(tokens=branch.tokens[:tokens], scored=branch.scored[:tokens])

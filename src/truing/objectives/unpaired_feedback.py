@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from truing.baselines import Counterparts, RunningMeans, class_means, log_ratios, mismatched_kl, sorted_counterparts
+from truing.baselines import (
+    Counterparts,
+    ReadTogether,
+    RunningMeans,
+    class_means,
+    log_ratios,
+    mismatched_kl,
+    sorted_counterparts,
+)
 from truing.data.mismatch import mismatched
 from truing.data.tree import Tree, TreeBatch
 from truing.functional import kl_k1, kl_k3, segment_sum
@@ -25,6 +33,8 @@ class UnpairedFeedback:
     loss: FeedbackLoss
     max_tokens: int
     """Longest prompt with a mismatched response, in tokens."""
+    micro_tokens: int = 0
+    """Tokens of a micro-batch; a step of no more may be read together with its mismatched responses."""
     mismatched_reference: Mapping[bytes, float] = field(default_factory=dict)
     """log pi_ref of mismatched prompts and responses, by `tree_key`, for the losses that need it."""
     means: RunningMeans = field(default_factory=RunningMeans)
@@ -46,7 +56,14 @@ class UnpairedFeedback:
         """KTO's z_0 or BCO's shift, the same for all; or the counterparts of each micro-batch's responses."""
         assert isinstance(model, Policy)
         if self.loss.baseline == "mismatched":
-            kl = mismatched_kl(model, batches, world, reference=self.mismatched_reference, max_tokens=self.max_tokens)
+            kl = mismatched_kl(
+                model,
+                batches,
+                world,
+                reference=self.mismatched_reference,
+                max_tokens=self.max_tokens,
+                micro_tokens=self.micro_tokens,
+            )
             return Prepared(of_batches=[(kl,)] * len(batches))
         ratios = log_ratios(model, batches)
         if self.loss.baseline == "shift":
@@ -64,13 +81,16 @@ class UnpairedFeedback:
         if of_step is not None:
             self.means.take(of_step)
 
-    def __call__(self, model: nn.Module, batch: TreeBatch, statistic: float | Counterparts) -> LossOutput:
+    def __call__(self, model: nn.Module, batch: TreeBatch, statistic: float | ReadTogether | Counterparts) -> LossOutput:
         assert isinstance(model, Policy)
         known = batch.reference_tokens
         assert known is not None, "reference log-probabilities are computed before the first step"
         assert batch.reference is not None
         assert batch.desirable is not None, "feedback says of every response whether it is desirable"
-        tokens = model.log_probs(batch)
+        if isinstance(statistic, ReadTogether):
+            tokens, statistic = statistic.log_probs, statistic.baseline
+        else:
+            tokens = model.log_probs(batch)
         policy, baseline = segment_sum(tokens, batch.response, batch.responses), torch.zeros_like(batch.reference)
         logps = FeedbackLogps(policy=policy, reference=batch.reference, desirable=batch.desirable, baseline=baseline)
         if isinstance(statistic, float):

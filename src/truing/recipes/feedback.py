@@ -44,7 +44,7 @@ def plan(config: Config) -> Plan:
     return Plan(
         method=name,
         kinds=(Feedback,),
-        objective=UnpairedFeedback(loss=config.loss, max_tokens=config.data.max_tokens),
+        objective=UnpairedFeedback(loss=config.loss, max_tokens=config.data.max_tokens, micro_tokens=config.micro_tokens),
         optimizer=config.optimizer,
         model=lambda policy: policy,
         outcomes=outcomes,

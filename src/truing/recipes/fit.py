@@ -20,11 +20,12 @@ from truing.memory import give_back
 from truing.models.load import load_causal, load_tokenizer, save_model, weights_hash
 from truing.models.lora import add_lora, has_lora, merge
 from truing.models.policy import Policy, probe
-from truing.models.reference import tree_key, with_reference
+from truing.models.reference import with_reference
 from truing.models.rope import refuse_beyond
 from truing.objectives import AnyObjective, UnpairedFeedback, WholeBatchObjective, averaged, prepared
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, Split, examples
+from truing.recipes.mismatches import with_mismatches
 from truing.recipes.preflight import preflight, refuse
 from truing.recipes.settings import Optimizer, Shared, device, torch_dtype
 from truing.records import Record
@@ -127,12 +128,15 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
                 tick, stop = bar(what), run.stop_if_asked
                 return with_reference(policy, trees, groups, store=store, progress=tick, world=world, stop=stop)
 
-            source.trees = referenced(source.trees, source.first_epoch(run.max_steps), "reference")
-            if shared.evaluate_every and held_out:
-                held_out = referenced(held_out, pack(held_out, shared.micro_tokens).places, "reference of held-out rows")
+            evaluated = held_out if shared.evaluate_every else ()
             if isinstance(objective, UnpairedFeedback):
-                pairs, groups = _mismatched_groups(objective, source, run.max_steps, held_out, shared.micro_tokens)
-                objective = objective.knowing(referenced(pairs, groups, "reference of mismatched responses"))
+                objective, source.trees = with_mismatches(
+                    objective, source, evaluated, steps=run.max_steps, budget=shared.micro_tokens, referenced=referenced
+                )
+            else:
+                source.trees = referenced(source.trees, source.first_epoch(run.max_steps), "reference")
+            if evaluated:
+                held_out = referenced(held_out, pack(held_out, shared.micro_tokens).places, "reference of held-out rows")
         learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
         if plan.trust_region is not None:
             reference = MovingReference(learner.trained, plan.trust_region)
@@ -251,27 +255,6 @@ def averages(model: nn.Module, objective: AnyObjective, trees: Sequence[Tree], b
     batches = [TreeBatch.of(group, device()) for group in groups]
     found = zip(batches, prepared(objective, model, batches, world).of_batches, strict=True)
     return averaged(world.gather([objective(model, batch, *statistic).metrics for batch, statistic in found]))
-
-
-def _mismatched_groups(
-    objective: UnpairedFeedback, source: TreeSource, steps: int, held_out: Sequence[Tree], budget: int
-) -> tuple[list[Tree], list[np.ndarray]]:
-    """What of mismatched prompts and responses the objective will ask the reference for, each once and in an order that no rank
-    decides, and which of them are computed together.
-    """
-    batches = [[source.micro_batches(step, rank) for rank in range(source.ranks)] for step in range(steps)]
-    parts = [*([group for of_rank in batch for group in of_rank] for batch in batches), pack(held_out, budget)]
-    known: dict[bytes, Tree] = {}
-    groups: list[list[bytes]] = []
-    for part in parts:
-        pairs = objective.mismatched([tree for group in part for tree in group])
-        for group in part:
-            wanted = {tree_key(pairs[tree.key]): pairs[tree.key] for tree in group if tree.key in pairs}
-            if not wanted.keys() <= known.keys():
-                groups.append(list(wanted))
-                known |= wanted
-    place = {key: number for number, key in enumerate(sorted(known))}
-    return [known[key] for key in place], [np.array([place[key] for key in group]) for group in groups]
 
 
 def _before(run: Run, plan: Plan, model: nn.Module, held_out: Sequence[Tree], progress: Tick, world: World) -> list[float] | None:
