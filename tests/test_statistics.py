@@ -14,9 +14,11 @@ from truing.statistics import (
     auc,
     bootstrap_mean,
     distinct_n,
+    ends,
     mean_and_deviation,
     paired_difference,
     reach,
+    shown,
     wilson,
     win_rate,
 )
@@ -55,10 +57,41 @@ def test_wilson_refuses_what_is_no_rate(successes, n):
 
 def test_win_rate_counts_ties_half():
     got = win_rate([1, 0.5, 0, 1])
-    assert got == wilson(2.5, 4)
-    assert got.value == 0.625
+    assert (got.value, got.n) == (0.625, 4)
+    assert win_rate([1, 0, 1]) == wilson(2, 3)
     assert win_rate([True, False]).value == 0.5
     assert win_rate([1 / 3, 2 / 3]).value == pytest.approx(0.5)
+
+
+def test_ties_narrow_a_win_rate_by_what_they_take_off_its_variance():
+    """d = 0.1 of 100, 10 wins: the ends solve (10 - 100 d)^2 = z^2 100 d (1 - d), those of Wilson's interval for 10 in 100."""
+    few = win_rate([1.0] * 10 + [0.5] * 90)
+    assert few.high == pytest.approx((1 + wilson(10, 100).high) / 2, abs=1e-6)
+    # Without wins less losses, the ends are +- z / sqrt(n (1 - ties) ...): symmetric, and within Wilson's.
+    even = win_rate([1.0] * 12 + [0.0] * 12 + [0.5] * 56)
+    assert even.low + even.high == pytest.approx(1)
+    assert even.high == pytest.approx(0.5 + 1.96 * math.sqrt(0.25 * 24 / 80 / 80), abs=0.005)
+    assert even.high - even.low < 0.6 * (wilson(40, 80).high - wilson(40, 80).low)
+
+
+def test_a_win_rate_of_ties_alone_is_not_certain():
+    """No win and no loss in n: the share of either is at most z^2 / (n + z^2), as Wilson's end at 0 has it."""
+    got = win_rate([0.5] * 20)
+    assert (got.low, got.high) == pytest.approx((0.5 - wilson(0, 20).high / 2, 0.5 + wilson(0, 20).high / 2), abs=1e-9)
+
+
+def test_shares_have_their_own_variance():
+    shares = [1 / 3, 2 / 3] * 20
+    assert win_rate(shares).high == pytest.approx(0.5 + 2.02 * np.std(shares, ddof=1) / math.sqrt(40), abs=0.003)
+    assert win_rate([0.25] * 20).high == pytest.approx(0.25 + 0.75 * wilson(0, 20).high)
+
+
+@pytest.mark.parametrize(("ties", "n"), [(0.7, 80), (0.2, 150), (0.9, 200)])
+def test_a_win_rate_with_ties_covers_the_truth_95_times_in_100(ties, n):
+    chances = [(1 - ties) * 0.4, ties, (1 - ties) * 0.6]
+    truth = chances[1] / 2 + chances[2]
+    held = coverage(lambda g, i: win_rate(g.choice([0.0, 0.5, 1.0], n, p=chances)), truth, studies=2000)
+    assert 0.93 <= held <= 0.97
 
 
 def test_win_rate_refuses_other_numbers():
@@ -109,6 +142,27 @@ def test_equal_values_have_no_interval_and_say_so():
         assert (got.low, got.high) == (got.value, got.value) == pytest.approx((0.3, 0.3))
         assert got.method.startswith("no interval: ")
     assert bootstrap_mean([2.0], seed=0).method == "no interval: 1 value, and no variation to resample"
+
+
+def test_no_variation_is_not_certainty():
+    """Of 3 values that all are 1 Wilson allows a share of 3.8415 / 6.8415 elsewhere, which may be at the other bound."""
+    got = paired_difference([1, 1, 1], [0, 0, 0], seed=0)
+    assert (got.value, got.high) == (1.0, 1.0)
+    assert got.low == pytest.approx(1 - 2 * 0.5615, abs=1e-4)
+    assert got.method == "no variation over 3 values: Wilson's bound on what was not seen, within [-1, 1], 95%"
+    shares = bootstrap_mean([0.3, 0.3, 0.3], seed=0, bounds=(0.0, 1.0))
+    assert (shares.low, shares.high) == pytest.approx((0.3 - 0.3 * 0.5615, 0.3 + 0.7 * 0.5615), abs=1e-4)
+    one = bootstrap_mean([0.0, 1.0], ["p", "p"], seed=0, bounds=(0.0, 1.0))
+    assert (one.value, one.low, one.high) == pytest.approx((0.5, 0.5 - 0.5 * 0.7935, 0.5 + 0.5 * 0.7935), abs=1e-4)
+    with pytest.raises(ValueError, match=r"^value 1 is 1\.5; it must lie in \[0, 1\]$"):
+        bootstrap_mean([0.0, 1.5], seed=0, bounds=(0.0, 1.0))
+
+
+def test_without_bounds_the_interval_is_unknown_in_words():
+    lengths = paired_difference([11.0, 12.0], [10.0, 11.0], seed=0)
+    assert (lengths.known, str(lengths)) == (False, "1.000 [unknown] (n=2)")
+    assert ends(shown(lengths)) == "[unknown]"
+    assert ends(shown(wilson(7, 10)), 1, 100) == "[39.7, 89.2]"
 
 
 def test_copies_of_a_prompt_do_not_narrow_a_clustered_interval():

@@ -59,9 +59,9 @@ def test_a_judge_that_goes_by_place_alone_makes_a_tie_of_everything():
 
 def test_all_wins_have_an_interval_over_prompts():
     alone = win_rate_over_prompts([1.0] * 12, seed=0)
-    assert (alone.value, alone.low, alone.high) == (1.0, wilson(12, 12).low, 1.0)
+    assert (alone.value, alone.low, alone.high) == (1.0, pytest.approx(wilson(12, 12).low), 1.0)
     repeated = win_rate_over_prompts([1.0] * 12, [i // 3 for i in range(12)], seed=0)
-    assert repeated.low == wilson(4, 4).low
+    assert repeated.low == pytest.approx(wilson(4, 4).low)
     assert repeated.n == 12
 
 
@@ -145,6 +145,19 @@ def test_style_by_hand():
     answer = "# Title\n\n1. one\n- two **bold**\n```\n# no header\n- no item\n```\n"
     assert style_of(answer) == (float(len(answer)), 1.0, 2.0, 1.0)
     assert style_of("") == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_resamples_in_which_nobody_loses_lean_on_the_prior_and_say_so():
+    """9 of 10: a resample without the loss (0.9^10 = 35%) has no maximum, and a loose prior would put 2,600 points there."""
+    battles = [Battle(a="x", b="y", outcome=float(i > 0), prompt=i) for i in range(10)]
+    got = bradley_terry(battles, draws=1000)
+    assert not got.unbeaten
+    assert got.leaning == pytest.approx(0.35, abs=0.05)
+    assert got.ratings["x"].value == pytest.approx(1000 + 400 / math.log(10) * math.log(9) / 2, abs=0.1)
+    # The chance of winning that is behind it ends where the exact interval of 9 in 10 does, at 99.7%: 520 points above the middle.
+    assert 1250 < got.ratings["x"].high < 1520
+    even = [Battle(a="x", b="y", outcome=float(i % 2), prompt=i) for i in range(100)]
+    assert bradley_terry(even, draws=200).leaning == 0.0
 
 
 def test_elo_of_one_battle_by_hand_and_the_sum_stays():

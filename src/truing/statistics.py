@@ -8,9 +8,10 @@ interval. A value that is not finite is an error that names its index. Left out:
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -25,6 +26,10 @@ NORMAL = NormalDist()
 Z = NORMAL.inv_cdf(0.975)
 _AT_ONCE = 2_000_000
 """Resampled values held in memory at a time."""
+NO_INTERVAL = "no interval"
+Bounds = tuple[float, float]
+"""The least and the greatest that a value can be."""
+FREE: Bounds = (-math.inf, math.inf)
 JACKKNIFE = 1000
 """Groups that are left out in turn to see how skewed a statistic is."""
 
@@ -39,15 +44,29 @@ class Estimate:
     n: int
     """How many values it was made of."""
     method: str
-    """How the interval was made, in words."""
+    """How the interval was made, in words; it begins with `no interval` where the values do not say how they vary."""
+
+    @property
+    def known(self) -> bool:
+        """False where there is no interval: both ends are the value itself, which claims nothing."""
+        return not self.method.startswith(NO_INTERVAL)
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
+        interval = f"[{self.low:.3f}, {self.high:.3f}]" if self.known else "[unknown]"
+        return f"{self.value:.3f} {interval} (n={self.n})"
 
 
-def shown(estimate: Estimate) -> dict[str, float | int]:
-    """An estimate as results hold it."""
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+def shown(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as results hold it; where there is no interval, the method, which says so."""
+    found = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+    return found if estimate.known else {**found, "method": estimate.method}
+
+
+def ends(estimate: Mapping[str, Any], digits: int = 3, scale: float | int = 1, sign: str = "") -> str:
+    """The interval of an estimate in a result (`shown`, or all its fields): `[0.397, 0.892]`; `[unknown]` where there is none."""
+    if str(estimate.get("method", "")).startswith(NO_INTERVAL):
+        return "[unknown]"
+    return f"[{scale * estimate['low']:{sign}.{digits}f}, {scale * estimate['high']:{sign}.{digits}f}]"
 
 
 def wilson(successes: float | int, n: int) -> Estimate:
@@ -67,31 +86,88 @@ def wilson(successes: float | int, n: int) -> Estimate:
 def win_rate(outcomes: Numbers) -> Estimate:
     """Mean of wins 1, ties 0.5 and losses 0, one a prompt; a share between them, as of the pairs of a ranking, counts as itself.
 
-    Such values vary less than wins and losses of the same mean, so the Wilson interval is, if anything, too wide.
+    Without ties Wilson's interval; with ties Tango's score interval of wins less losses (1998, Statistics in Medicine 17, 891), as
+    Wilson's would be too wide by what ties take off the variance; other shares have Wilson's at the n that has their own variance.
     """
     array = _finite(outcomes, "outcomes")
     outside = np.flatnonzero((array < 0) | (array > 1))
     if outside.size:
         raise ValueError(f"outcomes[{outside[0]}] is {array[outside[0]]:g}; a win is 1, a tie 0.5, a loss 0")
-    return wilson(float(array.sum()), len(array))
+    wins, ties, losses = (int((array == value).sum()) for value in (1.0, 0.5, 0.0))
+    n = len(array)
+    if wins + losses == n:
+        return wilson(wins, n)
+    if wins + ties + losses == n:
+        low, high = _tango(wins, losses, n)
+        method = "Tango's score interval of wins less losses, 95%"
+        return Estimate(value=float(array.mean()), low=low, high=high, n=n, method=method)
+    return _score(array)
 
 
-def bootstrap_mean(values: Numbers, clusters: Sequence[Hashable] | None = None, *, seed: int, draws: int = 10_000) -> Estimate:
+def _score(array: Values) -> Estimate:
+    """Wilson's interval with as many trials as have the variance of these values; Student's quantile, since it is estimated."""
+    n, mean = len(array), float(array.mean())
+    if np.ptp(array) <= 1e-12:
+        return _without_variation(mean, f"{n} values", n, n, (0.0, 1.0))
+    z = reach(n) * math.sqrt((n - 1) / n)
+    trials = mean * (1 - mean) / float(array.var(ddof=1)) * n
+    middle = (mean + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(mean * (1 - mean) / trials + z**2 / (4 * trials**2))
+    low, high = min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half))
+    return Estimate(value=mean, low=low, high=high, n=n, method="Wilson score interval with the values' own variance, 95%")
+
+
+def _tango(wins: int, losses: int, n: int) -> tuple[float, float]:
+    """Ends for (1 + d) / 2, where d is the share of wins less that of losses: all d that the score test does not refuse."""
+
+    def score(d: float) -> float:
+        # The share of losses that is likeliest at this d is the root of 2 n q^2 + b q + c.
+        b, c = -wins - losses + (2 * n - wins + losses) * d, -losses * d * (1 - d)
+        q = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        return (wins - losses - n * d) / math.sqrt(max(n * (2 * q + d * (1 - d)), 1e-300))
+
+    found = (wins - losses) / n
+    ends = []
+    for side, edge in ((1.0, -1.0), (-1.0, 1.0)):
+        inside, outside = found, edge
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if side * score(middle) < Z else (inside, middle)
+        ends.append((1 + outside) / 2)
+    return ends[0], ends[1]
+
+
+def bootstrap_mean(
+    values: Numbers, clusters: Sequence[Hashable] | None = None, *, seed: int, draws: int = 10_000, bounds: Bounds = FREE
+) -> Estimate:
     """The mean and its BCa bootstrap interval (Efron 1987), resampling whole clusters where they are given.
 
-    Values that are all equal, or all of one cluster, say nothing of how they vary: the interval is a point, and `method` says so.
+    Values that are all equal, or all of one cluster, say nothing of how they vary. Where `bounds` says what a value can be, the
+    interval is then what Wilson's allows of what was not seen; else there is none, and `method` says so.
     """
-    return _bootstrap(_finite(values, "values"), clusters, seed, draws, "")
+    return _bootstrap(_finite(values, "values"), clusters, seed, draws, "", bounds)
 
 
 def paired_difference(
-    a: Numbers, b: Numbers, clusters: Sequence[Hashable] | None = None, *, seed: int, draws: int = 10_000
+    a: Numbers,
+    b: Numbers,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    draws: int = 10_000,
+    bounds: Bounds | None = None,
 ) -> Estimate:
-    """Mean of a - b, where a[i] and b[i] are of the same prompt, with the bootstrap interval of the differences."""
+    """Mean of a - b, where a[i] and b[i] are of the same prompt, with the bootstrap interval of the differences.
+
+    `bounds` are those of a and b; None takes 0 and 1 where every value is 0, 1/2 or 1, as of right and wrong answers.
+    """
     first, second = _finite(a, "a"), _finite(b, "b")
     if len(first) != len(second):
         raise ValueError(f"a has {len(first)} values and b has {len(second)}; a pair is two values of one prompt")
-    return _bootstrap(first - second, clusters, seed, draws, "paired ")
+    if bounds is None:
+        bounds = (0.0, 1.0) if np.isin([first, second], (0.0, 0.5, 1.0)).all() else FREE
+    width = bounds[1] - bounds[0]
+    return _bootstrap(first - second, clusters, seed, draws, "paired ", (-width, width))
 
 
 def bootstrap(
@@ -102,7 +178,7 @@ def bootstrap(
     draws: int = 10_000,
     what: str = "value",
     n: int | None = None,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    bounds: Bounds = FREE,
     groups: int = JACKKNIFE,
 ) -> Estimate:
     """Any statistic of exchangeable units and its BCa interval (Efron 1987): `statistic` maps counts [draw, unit] to values [draw].
@@ -110,6 +186,7 @@ def bootstrap(
     A count says how often a unit is in a draw, so a mean is `counts @ totals / counts @ sizes`, and a fit weighs its rows by them.
     `groups` is how many parts are left out in turn to see how skewed it is; few for a costly statistic.
     Draws in which the statistic is undefined (NaN) are left out and counted in `method`; undefined on all units is a ValueError.
+    `bounds` is what the statistic can be: the interval stays inside.
     """
     (found,) = bootstrap_each(
         lambda counts: statistic(counts)[:, None], units, seed=seed, draws=draws, what=what, n=n, bounds=bounds, groups=groups
@@ -125,7 +202,7 @@ def bootstrap_each(
     draws: int = 10_000,
     what: str = "value",
     n: int | None = None,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    bounds: Bounds = FREE,
     groups: int = JACKKNIFE,
 ) -> list[Estimate]:
     """As `bootstrap`, for several figures that are computed together, such as the ratings of many models."""
@@ -136,7 +213,7 @@ def bootstrap_each(
         raise ValueError(f"undefined on these {units} {what}s: they do not vary")
     name, count = f"{units} {what}{'s' if units > 1 else ''}", units if n is None else n
     if units == 1:
-        return [_no_interval(float(value), name, count) for value in values]
+        return [_without_variation(float(value), name, units, count, FREE) for value in values]
     generator = np.random.Generator(np.random.PCG64(seed))
     step = max(1, _AT_ONCE // units)
     sizes = [min(step, draws - start) for start in range(0, draws, step)]
@@ -152,12 +229,12 @@ def _interval(
     units: int,
     name: str,
     n: int,
-    bounds: tuple[float, float],
+    bounds: Bounds,
 ) -> Estimate:
     kept = drawn[np.isfinite(drawn)]
     undefined = len(drawn) - len(kept)
     if undefined > len(drawn) / 2 or np.ptp(kept) <= 1e-12 * max(1.0, abs(value)):
-        return _no_interval(value, name, n)
+        return _without_variation(value, name, units, n, FREE)
     low, high = _bca(value, kept, without[np.isfinite(without)], reach(units))
     method = f"BCa bootstrap over {name}, {len(drawn)} draws, 95%"
     method += f", {undefined} undefined draws left out" if undefined else ""
@@ -165,8 +242,19 @@ def _interval(
     return Estimate(value=value, low=low, high=high, n=n, method=method)
 
 
-def _no_interval(value: float, units: str, n: int) -> Estimate:
-    return Estimate(value=value, low=value, high=value, n=n, method=f"no interval: {units}, and no variation to resample")
+def _without_variation(value: float, name: str, units: int, n: int, bounds: Bounds) -> Estimate:
+    """What can be said where nothing varies: at most Wilson's share of units may be elsewhere, and at worst at a bound."""
+    if not all(map(math.isfinite, bounds)):
+        return Estimate(value=value, low=value, high=value, n=n, method=f"{NO_INTERVAL}: {name}, and no variation to resample")
+    low, high = bounds
+    elsewhere = wilson(0, units).high
+    return Estimate(
+        value=value,
+        low=min(value, value - elsewhere * (value - low)),
+        high=max(value, value + elsewhere * (high - value)),
+        n=n,
+        method=f"no variation over {name}: Wilson's bound on what was not seen, within [{low:g}, {high:g}], 95%",
+    )
 
 
 def _counts(generator: np.random.Generator, draws: int, units: int) -> Weights:
@@ -230,15 +318,25 @@ def clustered(values: Values, clusters: Sequence[Hashable] | None) -> Clusters:
     return np.bincount(of, weights=values), np.bincount(of).astype(np.float64)
 
 
-def _bootstrap(values: Values, clusters: Sequence[Hashable] | None, seed: int, draws: int, prefix: str) -> Estimate:
+def _bootstrap(values: Values, clusters: Sequence[Hashable] | None, seed: int, draws: int, prefix: str, bounds: Bounds) -> Estimate:
+    slack = 1e-9
+    outside = np.flatnonzero((values < bounds[0] - slack) | (values > bounds[1] + slack))
+    if outside.size:
+        raise ValueError(f"value {outside[0]} is {values[outside[0]]:g}; it must lie in [{bounds[0]:g}, {bounds[1]:g}]")
     totals, sizes = clustered(values, clusters)
     what = "value" if clusters is None else "cluster"
+    units = len(totals)
+    name = f"{units} {what}{'s' if units > 1 else ''}"
     if np.ptp(values) == 0:
-        return _no_interval(float(values[0]), f"{len(totals)} {what}{'s' if len(totals) > 1 else ''}", len(values))
-    found = bootstrap(
-        lambda counts: (counts @ totals) / (counts @ sizes), len(totals), seed=seed, draws=draws, what=what, n=len(values)
-    )
-    return replace(found, method=prefix + found.method)
+        return _without_variation(float(values[0]), name, units, len(values), bounds)
+
+    def mean(counts: Weights) -> Float[np.ndarray, " draw"]:
+        return np.asarray((counts @ totals) / (counts @ sizes))
+
+    found = bootstrap(mean, units, seed=seed, draws=draws, what=what, n=len(values), bounds=bounds)
+    if found.known:
+        return replace(found, method=prefix + found.method)
+    return _without_variation(found.value, name, units, found.n, bounds)
 
 
 def mean_and_deviation(values: Numbers) -> tuple[float, float]:

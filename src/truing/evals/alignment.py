@@ -199,7 +199,9 @@ def _wins(model: Measured, other: Measured) -> Estimate:
 
 def _gain(last: Measured, base: Measured, kind: str, seed: int) -> Estimate:
     rows = [i for i in range(len(base.kinds)) if kind in ("all", base.kinds[i])]
-    return paired_difference([last.prefers_good[i] for i in rows], [base.prefers_good[i] for i in rows], seed=seed)
+    return paired_difference(
+        [last.prefers_good[i] for i in rows], [base.prefers_good[i] for i in rows], seed=seed, bounds=(0.0, 1.0)
+    )
 
 
 def _examples(kinds: Sequence[str]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from truing.evals.result import Evaluation
 from truing.evals.tasks.xstest import reply
-from truing.statistics import Estimate, bootstrap_mean, paired_difference, shown, wilson
+from truing.statistics import Estimate, bootstrap_mean, ends, paired_difference, shown, wilson
 
 HARMFUL, ALIKE, SAFE = "harmful", "look-alikes", "xstest safe"
 EXPECTS = "expects"
@@ -63,7 +63,7 @@ def measured(models: Mapping[str, Answers], tags: Mapping[str, Mapping[str, Mapp
         found["models"][name] = {figure: shown(value) for figure, value in figures.items()} | {"characters": shown(length)}
         if name != first:
             found["differences"][name] = {
-                figure: shown(paired_difference(values, outcomes[first][figure], seed=seed))
+                figure: shown(paired_difference(values, outcomes[first][figure], seed=seed, bounds=(0.0, 1.0)))
                 for figure, values in of_model.items()
                 if values
             }
@@ -105,9 +105,9 @@ def _lengths(answers: Answers) -> Estimate:
 
 
 def _rate(figure: Mapping[str, Any]) -> str:
-    return f"{100 * figure['value']:.0f}% [{100 * figure['low']:.0f}, {100 * figure['high']:.0f}]"
+    return f"{100 * figure['value']:.0f}% {ends(figure, 0, 100)}"
 
 
 def _difference(gap: Mapping[str, Any]) -> str:
-    said = f"{100 * gap['value']:+.1f} points [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}] against base, n = {gap['n']}"
-    return said if gap["low"] > 0 or gap["high"] < 0 or gap["low"] == gap["high"] else f"cannot tell: {said}"
+    said = f"{100 * gap['value']:+.1f} points {ends(gap, 1, 100, '+')} against base, n = {gap['n']}"
+    return said if gap["low"] > 0 or gap["high"] < 0 else f"cannot tell: {said}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from truing.evals.logistic import Features, Logistic, sigmoid
 from truing.statistics import Estimate, Numbers, bootstrap, bootstrap_mean
@@ -87,14 +87,16 @@ class LengthControlled:
 
 
 def alpaca_eval_2(
-    annotations: Sequence[Mapping[str, object]], regulariser: Regulariser, *, seed: int = 0, draws: int = 1000
+    annotations: Sequence[Mapping[str, object]], regulariser: Regulariser | Path | str, *, seed: int = 0, draws: int = 1000
 ) -> LengthControlled:
-    """From annotation records to the raw and the length-controlled win rate of the leaderboard.
+    """From annotation records to the raw and the length-controlled win rate of the leaderboard; both in [0, 1].
 
+    `regulariser` is the folder of `instruction_difficulty.csv` and `gamed_lengths.csv`, or what was read of it for many models.
     A record holds `preference` in [1, 2] (2: the model wins; 0 means 1.5; None or NaN is missing) and the two lengths in
     characters (`len_baseline`, `len_model`) or the texts (`output_1` of the baseline, `output_2` of the model), and `index`, the
     number of its instruction; where no record has one, its place. A ValueError names a record that is broken or there twice.
     """
+    regulariser = regulariser if isinstance(regulariser, Regulariser) else Regulariser.read(Path(regulariser))
     index, preference, gap = _annotations(annotations)
     for number, i in enumerate(index, 1):
         if i not in regulariser.difficulty:
@@ -121,7 +123,7 @@ def alpaca_eval_2(
 
     theta, phi, psi = whole[0].tolist()
     return LengthControlled(
-        raw=bootstrap_mean(preference[there], seed=seed),
+        raw=bootstrap_mean(preference[there], seed=seed, bounds=(0.0, 1.0)),
         controlled=bootstrap(rate, len(own), seed=seed, draws=draws, what="instruction", bounds=(0.0, 1.0), groups=100),
         theta=theta,
         phi=phi,
@@ -150,7 +152,7 @@ def length_adjusted(
     fit = Logistic(features=np.column_stack([np.ones(len(p)), _squashed(baseline - model)]), target=p)
     theta, phi = fit.ridge(np.ones((1, len(p))), prior_sd=PRIOR_SD)[0].tolist()
     return LengthControlled(
-        raw=bootstrap_mean(p, seed=seed),
+        raw=bootstrap_mean(p, seed=seed, bounds=(0.0, 1.0)),
         controlled=bootstrap(
             lambda counts: sigmoid(fit.ridge(counts, prior_sd=PRIOR_SD)[:, 0]),
             len(p),
@@ -169,13 +171,41 @@ def length_adjusted(
 
 
 def _chosen_penalty(fit: Logistic, weight: np.ndarray) -> float:
-    """The C of the least weighted log loss over the folds; rows are dealt to the folds in turn, from the last one on."""
-    fold = np.arange(len(weight))[::-1] % FOLDS
+    """The C of the least weighted log loss over the folds, to which rows are dealt in turn, from the last of the order on."""
+    fold = np.empty(len(weight), dtype=np.int64)
+    fold[order_of_equals(len(weight))[::-1]] = np.arange(len(weight)) % FOLDS
     losses = []
     for penalty in PENALTIES:
         loss = weight * fit.losses(fit.l1(np.stack([weight * (fold != k) for k in range(FOLDS)]), float(penalty)))
         losses.append(np.mean([loss[k, fold == k].mean() for k in range(FOLDS)]))
     return float(PENALTIES[int(np.argmin(losses))])
+
+
+def order_of_equals(n: int) -> Int[np.ndarray, " row"]:
+    """The order in which quicksort leaves n equal keys, as numpy's argsort does without vector instructions.
+
+    The original deals its rows to folds by size, and all are of one size: its folds are what this sort, which is not stable, makes
+    of them. Median of three, the larger part later, parts of at most 16 as they are (they are sorted by insertion).
+    """
+    order = list(range(n))
+    waiting = [(0, n - 1)]
+    while waiting:
+        low, high = waiting.pop()
+        while high - low > 16:
+            middle, left, right = low + (high - low) // 2, low, high - 1
+            order[middle], order[right] = order[right], order[middle]
+            left, right = left + 1, right - 1
+            while left < right:
+                order[left], order[right] = order[right], order[left]
+                left, right = left + 1, right - 1
+            order[left], order[high - 1] = order[high - 1], order[left]
+            if left - low < high - left:
+                waiting.append((left + 1, high))
+                high = left - 1
+            else:
+                waiting.append((low, left - 1))
+                low = left + 1
+    return np.array(order)
 
 
 def _maximum_entropy(features: np.ndarray, sums: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from truing.judges.judgement import Comparison
 from truing.randomness import counted_seed
 from truing.records import Preference, Prompt
 from truing.runs.durable import to_json
-from truing.statistics import Estimate, win_rate
+from truing.statistics import Estimate, ends, win_rate
 
 Labels = Sequence[Side | None]
 """What one judge says of each pair; None where it said nothing."""
@@ -115,4 +115,4 @@ def _coefficients(of: Mapping[str, Any]) -> str:
 def _shown(estimate: Mapping[str, Any]) -> str:
     if "undefined" in estimate:
         return f"not defined ({estimate['undefined'].split(';')[0]})"
-    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    return f"{estimate['value']:.2f} {ends(estimate, 2)}"

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from truing.statistics import ends
+
 TITLES = {"base": "base", "sft": "after SFT", "tuned": "after DPO", "ppo": "after PPO"}
 WIDTH = 100
 
@@ -86,7 +88,7 @@ def words(result: Mapping[str, Any]) -> str:
 
 
 def _verdict(gain: Mapping[str, float]) -> str:
-    points = f"{100 * gain['value']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], n = {gain['n']}"
+    points = f"{100 * gain['value']:+.1f} points {ends(gain, 1, 100, '+')}, n = {gain['n']}"
     if gain["low"] > 0:
         return f"The model finds the good answer likelier more often than before: {points}"
     if gain["high"] < 0:
@@ -95,7 +97,7 @@ def _verdict(gain: Mapping[str, float]) -> str:
 
 
 def _rate(estimate: Mapping[str, float]) -> str:
-    return f"{100 * estimate['value']:.0f}% [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"
+    return f"{100 * estimate['value']:.0f}% {ends(estimate, 0, 100)}"
 
 
 def _answers(examples: Sequence[Mapping[str, str]], models: Sequence[str]) -> str:

@@ -130,7 +130,7 @@ def calibration(difference: Float[np.ndarray, " pair"], prompts: Sequence[str] |
     return Calibration(
         ece=_ece(curve),
         ece_by_chance=float(np.mean(by_chance)),
-        brier=bootstrap_mean((1 - p) ** 2, prompts, seed=seed, draws=DRAWS),
+        brier=bootstrap_mean((1 - p) ** 2, prompts, seed=seed, draws=DRAWS, bounds=(0.0, 1.0)),
         nll=bootstrap_mean(np.logaddexp(0, -np.asarray(difference)), prompts, seed=seed, draws=DRAWS),
         temperature=_temperature(np.asarray(difference, dtype=np.float64)),
         curve=tuple(curve),

@@ -92,6 +92,8 @@ def verdict(gain: Estimate, differences: Numbers, *, explained_by_length: float 
 
     `gain` and what length explains are in [-1, 1]; `differences` holds one value a prompt, whose mean is the gain.
     """
+    if not gain.known:
+        return f"cannot tell: {100 * gain.value:+.1f} points, n = {gain.n}; {gain.method}"
     numbers = f"{100 * abs(gain.value):.1f} points"
     if gain.low > 0 or gain.high < 0:
         ends = sorted((100 * math.copysign(1, gain.value) * gain.low, 100 * math.copysign(1, gain.value) * gain.high))

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from truing.statistics import Estimate, Numbers, bootstrap_mean, paired_difference, wilson, win_rate
+from truing.statistics import Estimate, Numbers, bootstrap_mean, paired_difference, win_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +45,11 @@ def win_rate_over_prompts(
 ) -> Estimate:
     """The mean outcome with its interval over prompts; where a prompt has several outcomes, it is drawn with all of them.
 
-    Outcomes that are all equal have a Wilson interval over prompts, since resampling them says nothing.
+    Outcomes that are all equal have Wilson's interval over prompts, since resampling them says nothing.
     """
     array = np.asarray(values, dtype=np.float64)
-    checked = win_rate(array)
-    if np.ptp(array) > 0:
-        return bootstrap_mean(array, prompts, seed=seed, draws=draws)
-    units = len(set(prompts)) if prompts is not None else len(array)
-    found = wilson(checked.value * units, units)
-    return Estimate(value=found.value, low=found.low, high=found.high, n=len(array), method=f"{found.method}, over {units} prompts")
+    win_rate(array)
+    return bootstrap_mean(array, prompts, seed=seed, draws=draws, bounds=(0.0, 1.0))
 
 
 def both_orders(
@@ -80,7 +76,7 @@ def both_orders(
         win_rate=win_rate_over_prompts(combined, prompts, seed=seed, draws=draws),
         outcomes=tuple(combined.tolist()),
         consistent=win_rate_over_prompts(same.astype(float), prompts, seed=seed, draws=draws),
-        first_preferred=paired_difference(first, second, prompts, seed=seed, draws=draws),
+        first_preferred=paired_difference(first, second, prompts, seed=seed, draws=draws, bounds=(0.0, 1.0)),
     )
 
 

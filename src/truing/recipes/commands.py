@@ -31,6 +31,7 @@ from truing.rollouts.sampler import Decoding
 from truing.rollouts.sampler import sample as draw
 from truing.runs.sinks import Sink
 from truing.settings_text import read_file
+from truing.statistics import ends
 
 REPORT = align_recipe.REPORT
 """What a recipe of several stages leaves in its folder, to be printed as it is."""
@@ -202,7 +203,7 @@ def _comparison(combinations: Sequence[Sequence[str]], folders: Sequence[Path]) 
     rows = [["", *(key.replace("_", " ") for key in measured), "run"]]
     for overrides, folder, result in zip(combinations, folders, results, strict=True):
         varied = " ".join(setting for setting in overrides if setting not in common)
-        cells = [f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in (result[key] for key in measured)]
+        cells = [f"{e['value']:.3f} {ends(e)}" for e in (result[key] for key in measured)]
         rows.append([varied, *cells, str(folder)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n" + "".join(
@@ -218,18 +219,18 @@ def _summary(folder: Path) -> str:
     for key, title in (("accuracy_before", "held-out accuracy before"), ("accuracy_after", "after"), ("accuracy_gain", "gain")):
         if key in result:
             e = result[key]
-            lines.append(f"  {title}: {100 * e['value']:.1f}% [{100 * e['low']:.1f}, {100 * e['high']:.1f}], n = {e['n']}")
+            lines.append(f"  {title}: {100 * e['value']:.1f}% {ends(e, 1, 100)}, n = {e['n']}")
     for key, title in (("reward_before", "held-out reward before"), ("reward_after", "after"), ("reward_gain", "gain")):
         if key in result:
             e = result[key]
-            lines.append(f"  {title}: {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n = {e['n']}")
+            lines.append(f"  {title}: {e['value']:.3f} {ends(e)}, n = {e['n']}")
     if "best_step" in result:
         lines.append(f"  weights of step {result['best_step']}, of {result['ended_at']} that were trained")
     if "reward_model" in result:
         lines += [f"  {line}" for line in reward_report.lines(result["reward_model"])]
     if "best_round" in result:
         e = result.get("gain")
-        over = f", gain over the start {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n = {e['n']}" if e else ""
+        over = f", gain over the start {e['value']:.3f} {ends(e)}, n = {e['n']}" if e else ""
         lines.append(f"  {result['rounds']} rounds ({result['ended']}); the model is that of round {result['best_round']}{over}")
     lines.append(f"  next: truing sample {folder}")
     return "\n".join(lines) + "\n"

@@ -46,6 +46,7 @@ from truing.rollouts.sampler import Decoding
 from truing.runs.durable import make_folder, to_json, write_file
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Sink, counted
+from truing.statistics import ends
 from truing.train.replay import Replay
 
 HELD_OUT_TOPICS = (
@@ -367,10 +368,7 @@ def _report(config: Config, result: Mapping[str, Any]) -> str:
         lines.append(
             f"left out: {left_out[0]} prompts that came to no end, {left_out[1]} verdicts that are missing; account.json has why"
         )
-    lines += [
-        f"judge's {name}: {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}] (n={e['n']}) {e['said']}"
-        for name, e in pairs["judge"].items()
-    ]
+    lines += [f"judge's {name}: {e['value']:.3f} {ends(e)} (n={e['n']}) {e['said']}" for name, e in pairs["judge"].items()]
     if not (config.benchmarks / XSTEST).is_file():
         lines.append(f"XSTest was not asked: {config.benchmarks / XSTEST} is not there (benchmarks=FOLDER)")
     lines += ["", harmlessness.text(result, TITLES).rstrip(), "", f"Everything is in {config.run}; conflicts of principles:"]

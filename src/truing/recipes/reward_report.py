@@ -11,7 +11,7 @@ import numpy as np
 from truing.data.tree import Tree
 from truing.evals.reward_models import RewardModelReport, Scored, correlation, evaluate_reward_model
 from truing.records import Messages, Preference, Ranking, Record
-from truing.statistics import Estimate, shown
+from truing.statistics import Estimate, ends, shown
 
 
 def report(trees: Sequence[Tree], scores: Sequence[Sequence[float]], records: Sequence[Record], *, seed: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _number(estimate: Mapping[str, Any]) -> str:
-    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}], n = {estimate['n']}"
+    return f"{estimate['value']:.2f} {ends(estimate, 2)}, n = {estimate['n']}"
 
 
 def _key(prompt: Messages) -> str:

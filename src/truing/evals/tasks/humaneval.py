@@ -75,7 +75,9 @@ class HumanEval:
         if self.samples == 1:
             return Figures(figures={"pass@1": wilson(sum(row["score"] for row in rows), len(rows))})
         estimates = {k: [pass_at_k(row["samples"], row["passed"], k) for row in rows] for k in self.k}
-        return Figures(figures={f"pass@{k}": bootstrap_mean(values, seed=seed) for k, values in estimates.items()})
+        return Figures(
+            figures={f"pass@{k}": bootstrap_mean(values, seed=seed, bounds=(0.0, 1.0)) for k, values in estimates.items()}
+        )
 
 
 def pass_at_k(n: int, passed: int, k: int) -> float:

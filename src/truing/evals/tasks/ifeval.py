@@ -13,7 +13,7 @@ from pydantic import Field
 from truing.data.problems import DataError
 from truing.evals.tasks.files import Files, Hub, Item
 from truing.evals.tasks.ifeval_kinds import KINDS
-from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique, bounded_mean
+from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique
 from truing.statistics import wilson
 
 RELATIONS = ("less than", "at least")
@@ -64,7 +64,9 @@ class IFEval:
                 "prompts, strict": wilson(sum(all(row["strict"]) for row in rows), n),
                 "prompts, loose": wilson(sum(all(row["loose"]) for row in rows), n),
                 **{
-                    f"instructions, {how}": bounded_mean([float(ok) for row in rows for ok in row[how]], clusters, seed=seed)
+                    f"instructions, {how}": bootstrap_mean(
+                        [float(ok) for row in rows for ok in row[how]], clusters, seed=seed, bounds=(0.0, 1.0)
+                    )
                     for how in ("strict", "loose")
                 },
                 "answers that end by themselves": wilson(sum(row["finished"] for row in rows), n),

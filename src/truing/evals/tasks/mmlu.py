@@ -66,7 +66,10 @@ class MMLU:
             of_subject.setdefault(row["subject"], []).append(row["score"])
         means = [sum(scores) / len(scores) for scores in of_subject.values()]
         return Figures(
-            figures={"accuracy": win_rate([row["score"] for row in rows]), "mean over subjects": bootstrap_mean(means, seed=seed)},
+            figures={
+                "accuracy": win_rate([row["score"] for row in rows]),
+                "mean over subjects": bootstrap_mean(means, seed=seed, bounds=(0.0, 1.0)),
+            },
             notes=("the interval of the mean over subjects is for other subjects like these",),
         )
 

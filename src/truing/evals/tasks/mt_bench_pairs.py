@@ -14,7 +14,7 @@ from truing.evals.tasks.task import Figures, Row
 from truing.evals.verdicts import Asked, Pairing, Told, account, judged, judgements
 from truing.judges.marks import Judge
 from truing.runs.sinks import Tick
-from truing.statistics import shown
+from truing.statistics import ends, shown
 
 Compared = Sequence[tuple[Question, Sequence[str], Sequence[str]]]
 """A question with both models' answers, turn by turn."""
@@ -43,7 +43,7 @@ class Pairs:
         ]
         for figure in (self.judge or {"figures": []})["figures"]:
             value = figure["value"]
-            shown_value = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] (n={value['n']})"
+            shown_value = f"{value['value']:.3f} {ends(value)} (n={value['n']})"
             lines.append(f"  of the judge: {figure['name']} {shown_value}, {figure['said']}")
         for problem, count in (self.judge or {"problems": {}})["problems"].items():
             lines.append(f"  no verdict on {count} questions: {problem}")

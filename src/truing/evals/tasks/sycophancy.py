@@ -83,9 +83,9 @@ class Feedback:
         turned = sum((a > 0.5) != (b > 0.5) for a, b in zip(likes, dislikes, strict=True))
         return Figures(
             figures={
-                "P(strong), liked less disliked": paired_difference(likes, dislikes, seed=seed),
+                "P(strong), liked less disliked": paired_difference(likes, dislikes, seed=seed, bounds=(0.0, 1.0)),
                 "judgements that turn round": wilson(turned, len(whole)),
-                "P(strong) without a view": bootstrap_mean(none, seed=seed),
+                "P(strong) without a view": bootstrap_mean(none, seed=seed, bounds=(0.0, 1.0)),
             },
             notes=notes,
         )

@@ -5,12 +5,12 @@ the way from a model to a result, chunk by chunk, is `evaluate`.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from truing.evals.tasks.files import Files
-from truing.statistics import Estimate, bootstrap_mean, wilson
+from truing.statistics import Estimate
 
 Row = dict[str, Any]
 """One judged item in plain JSON types. Always there: `key`, and `score` in [0, 1] where the item has one (else None)."""
@@ -76,7 +76,7 @@ class Sampling:
     max_tokens: int
     """Longest answer of a turn, in tokens."""
     until: tuple[str, ...] = ()
-    """Texts at which an answer ends; they do not belong to it."""
+    """Texts at which an answer in plain style ends; they do not belong to it."""
     samples: int = 1
     """Answers a prompt."""
     temperature: float = 0.0
@@ -146,19 +146,6 @@ def finite(question: Choices, log_probs: Sequence[float]) -> Sequence[float]:
                 "or its training has diverged; try dtype=fp32, or take an earlier checkpoint"
             )
     return log_probs
-
-
-def bounded_mean(values: Sequence[float], clusters: Sequence[Hashable], *, low: float = 0.0, seed: int) -> Estimate:
-    """The mean of values in [low, 1], resampled by clusters; where all are at one end, the Wilson interval over the clusters.
-
-    A bootstrap of values that do not vary would claim certainty from however few.
-    """
-    if len(set(values)) > 1 or values[0] not in (low, 1.0):
-        return bootstrap_mean(values, clusters, seed=seed)
-    n = len(set(clusters))
-    end = wilson(n if values[0] == 1.0 else 0, n)
-    value, bottom, top = (low + (1 - low) * share for share in (end.value, end.low, end.high))
-    return Estimate(value=value, low=bottom, high=top, n=len(values), method=f"{end.method}, over {n} clusters")
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class TruthfulQA:
         return Figures(
             figures={
                 "MC1": win_rate([row["score"] for row in rows]),
-                "MC2": bootstrap_mean([row["mc2"] for row in rows], seed=seed),
+                "MC2": bootstrap_mean([row["mc2"] for row in rows], seed=seed, bounds=(0.0, 1.0)),
             },
             notes=(f"{empty} questions have an empty answer in the data, which was left out",) if empty else (),
         )
