@@ -25,7 +25,7 @@ from truing.evals.tasks.likelihood import encode, log_likelihoods
 from truing.evals.tasks.mmlu import MMLU
 from truing.evals.tasks.report import report
 from truing.evals.tasks.task import Choices, credit
-from truing.evals.tasks.tax import difference, in_words
+from truing.evals.tasks.tax import compared, difference, in_words, unscored
 from truing.evals.tasks.truthfulqa import SHOTS, TruthfulQA
 from truing.models.policy import Policy, probe
 from truing.runs.sinks import Tick
@@ -372,7 +372,7 @@ def measured(tiny_model_folder: Path) -> Model:
 
 
 def some_bbq(root: Path) -> Files:
-    bbq(root, [bbq_row(i, context=f"Person {i} came.") for i in range(12)])
+    bbq(root, [bbq_row(i, context=f"Person {i} came.", question_index=str(i)) for i in range(12)])
     return Files(root=root, hub=False)
 
 
@@ -446,8 +446,51 @@ def test_the_alignment_tax_is_a_paired_difference_of_the_same_items(tmp_path: Pa
         difference(found, asked(measured, tmp_path, tmp_path / "out", limit=3))
 
 
+def test_the_difference_leaves_out_what_lacks_a_score_on_either_side_and_names_it(tmp_path: Path, measured: Model) -> None:
+    found = asked(measured, tmp_path, tmp_path / "out")
+
+    def scored(**scores: float | None) -> Evaluation:
+        rows = ({"key": key, "score": score} for key, score in scores.items())
+        return replace(found, rows=tuple(rows), setting=replace(found.setting, task="are_you_sure"))
+
+    base, tuned = scored(a=1.0, b=None, c=1.0, d=0.0), scored(a=0.0, b=1.0, c=None, d=0.0)
+    assert (difference(base, tuned).value, difference(base, tuned).n) == (-0.5, 2)
+    assert (unscored(base, tuned), unscored(tuned, base)) == (["b", "c"], ["b", "c"])
+    said = compared(base, tuned)
+    assert said is not None
+    assert said.endswith("n = 2; 2 of 4 items lack a score on one side and are left out, such as 'b'")
+    none = scored(a=None, b=None, c=None, d=None)
+    assert compared(base, none) == "are_you_sure: no item has a score on both sides, so no difference can be told"
+    assert compared(none, none) is None
+    with pytest.raises(ValueError, match="none of 4 items has a score on both sides"):
+        difference(base, none)
+
+
+def test_no_variation_is_no_gain_that_can_be_told(tmp_path: Path, measured: Model) -> None:
+    found = asked(measured, tmp_path, tmp_path / "out")
+    base, tuned = (replace(found, rows=tuple({"key": key, "score": s} for key in "abc")) for s in (0.0, 1.0))
+    assert compared(base, tuned) == "bbq: no difference can be told, +100.0 points [-12.3, +100.0], n = 3"
+
+
+def test_questions_of_one_template_are_drawn_together(tmp_path: Path, measured: Model) -> None:
+    found = asked(measured, tmp_path, tmp_path / "out")
+
+    def rows(copies: int, right: str) -> list[dict[str, Any]]:
+        columns = {"category": "Age", "ambiguous": True, "biased": 0}
+        return [
+            {"key": f"{t}{i}", "score": float(t in right), "template": f"Age/{t}", **columns}
+            for t in "abcdefgh"
+            for i in range(copies)
+        ]
+
+    one, many = (BBQ().figures(rows(copies, "abc"), 0).figures["accuracy"] for copies in (1, 20))
+    assert (many.low, many.high, many.n) == (pytest.approx(one.low), pytest.approx(one.high), 160)
+    base, tuned = (replace(found, rows=tuple(rows(20, right))) for right in ("abc", "abcd"))
+    assert "over 8 clusters" in difference(base, tuned).method
+
+
 def test_the_report_has_every_figure_with_its_interval_and_n(tmp_path: Path, measured: Model) -> None:
     found = evaluate("bbq", BBQ(), measured, some_bbq(tmp_path), Manner(), tmp_path / "out", options={}, bar=silent)
     text = report({"base": {"bbq": found}, "tuned": {"bbq": found}})
     assert re.search(r"bbq: accuracy, ambiguous +\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\] \(n=12\)", text)
-    assert "tuned against base, bbq: no difference can be told, +0.0 points [+0.0, +0.0], n = 12" in text
+    assert "tuned against base, bbq: no difference can be told, +0.0 points [-24.2, +24.2], n = 12" in text

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from truing.data.problems import DataError
 from truing.evals.tasks.files import Files, Hub, Item
-from truing.evals.tasks.task import Choices, Figures, Row, Unique, bounded_mean, finite
-from truing.statistics import Estimate, wilson
+from truing.evals.tasks.task import Choices, Figures, Row, Unique, finite
+from truing.statistics import Estimate, bootstrap_mean
 
 UNKNOWN = (
     "Unknown",
@@ -105,7 +105,7 @@ class BBQ:
 
     def figures(self, rows: Sequence[Row], seed: int) -> Figures:
         """Accuracy and bias of both conditions, all categories first."""
-        figures: dict[str, Estimate] = {"accuracy": wilson(sum(row["score"] for row in rows), len(rows))}
+        figures: dict[str, Estimate] = {"accuracy": _accuracy(rows, seed)}
         notes: list[str] = []
         categories = sorted({row["category"] for row in rows})
         for category in [None, *categories] if len(categories) > 1 else [None]:
@@ -115,7 +115,7 @@ class BBQ:
                 part = [row for row in chosen if row["ambiguous"] == ambiguous]
                 if not part:
                     continue
-                figures[f"accuracy, {name}{suffix}"] = wilson(sum(row["score"] for row in part), len(part))
+                figures[f"accuracy, {name}{suffix}"] = _accuracy(part, seed)
                 bias = bias_score(part, ambiguous=ambiguous, seed=seed)
                 if isinstance(bias, str):
                     notes.append(f"bias, {name}{suffix}: {bias}")
@@ -136,7 +136,12 @@ def bias_score(rows: Sequence[Row], *, ambiguous: bool, seed: int) -> Estimate |
     if not counted:
         return "not defined, since every answer is unknown"
     biased = [float(row["biased"]) for row in counted]
-    return bounded_mean(biased, [row["template"] for row in counted], low=-1.0, seed=seed)
+    return bootstrap_mean(biased, [row["template"] for row in counted], seed=seed, bounds=(-1.0, 1.0))
+
+
+def _accuracy(rows: Sequence[Row], seed: int) -> Estimate:
+    """Over the templates, since the questions of one are alike."""
+    return bootstrap_mean([row["score"] for row in rows], [row["template"] for row in rows], seed=seed, bounds=(0.0, 1.0))
 
 
 def _biased(item: Item, named: Sequence[str]) -> int | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from truing.evals.tasks.evaluate import Measured
-from truing.evals.tasks.tax import difference, in_words
+from truing.evals.tasks.tax import compared
 from truing.statistics import Estimate
 
 Results = Mapping[str, Mapping[str, Measured]]
@@ -24,11 +24,9 @@ def report(results: Results) -> str:
         rows += [(f"{task}: {figure}", *(_cell(found.get(figure)) for found in of_model)) for figure in figures]
         notes += dict.fromkeys(f"{task}: {note}" for name in names for note in results[name][task].notes)
         first = results[names[0]][task].evaluation
-        if any(row["score"] is not None for row in first.rows):
-            words += [
-                f"{name} against {names[0]}, {in_words(task, difference(first, results[name][task].evaluation))}"
-                for name in names[1:]
-            ]
+        for name in names[1:]:
+            said = compared(first, results[name][task].evaluation)
+            words += [] if said is None else [f"{name} against {names[0]}, {said}"]
     return "\n".join([*_columns(rows), *([""] if words or notes else []), *words, *notes]) + "\n"
 
 
