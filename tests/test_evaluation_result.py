@@ -49,6 +49,7 @@ def test_the_identity_follows_what_decides_the_outcome_and_not_names():
         ([*ROWS, {"key": "1"}], "rows 1 and 3 have the same key '1'"),
         ([{"answer": "Yes."}], "row 1 has no key"),
         ([ROWS[0], {"key": "2", "reward": float("nan")}], r"row 2 \('2'\): reward is not finite"),
+        ([{"key": "1", "score": 0.5}, {"key": "2", "score": "nan"}], r"row 2 \('2'\): score is 'nan', and must be a number"),
         ([{"key": "2", "scores": {"a": [1.0, float("inf")]}}], r"row 1 \('2'\): scores is not finite"),
     ],
 )

@@ -20,9 +20,12 @@ from truing.evals.tasks.gsm8k import GSM8K, extract
 from truing.evals.tasks.humaneval import HumanEval, pass_at_k, program
 from truing.evals.tasks.ifeval import IFEval, follows, readings_of
 from truing.evals.tasks.ifeval_kinds import KINDS, sentences, words
-from truing.evals.tasks.task import Asked, Said, Sampling, bounded_mean
+from truing.evals.tasks.likelihood import encode
+from truing.evals.tasks.task import Asked, Said, Sampling
 from truing.evals.tasks.xstest import XSTest, agreement, reply
 from truing.models.policy import probe
+from truing.records import Completion
+from truing.statistics import bootstrap_mean
 
 
 def said(*texts: str) -> list[Said]:
@@ -150,6 +153,29 @@ def test_humaneval_runs_completions_and_whole_functions_in_blocks_of_code() -> N
     figures = HumanEval(samples=4, k=(1, 2)).figures([row], seed=0).figures
     assert figures["pass@1"].value == pytest.approx(0.75)
     assert figures["pass@2"].value == 1.0
+
+
+FENCED = "Sure:\n```python\ndef add(a, b):\n    return a + b\n\nprint(add(1, 2))\n```\nThat is all."
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=f"this machine cannot confine programs: {unavailable()}")
+@pytest.mark.parametrize(("style", "passed"), [("chat", 1.0), ("plain", 0.0)])
+def test_a_block_of_code_reaches_the_tests_whole_in_a_conversation(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, style: Any, passed: float
+) -> None:
+    """From the model's tokens to the verdict: a line that begins with `def` ends a function that is continued, not an answer."""
+    write(tmp_path / "humaneval" / "HumanEval.jsonl", json.dumps({"task_id": "add", "canonical_solution": "", **ADD.row}) + "\n")
+    model = Model(name="tiny", path=tiny_model_folder, dtype=torch.float32, device=torch.device("cpu"))
+    tokens = tuple(encode(model.chat, [FENCED])[0])
+
+    def says(policy: Any, prompts: Any, decoding: Any, **options: Any) -> list[Completion]:
+        return [Completion(tokens=tokens, stop="end") for _ in prompts]
+
+    monkeypatch.setattr("truing.evals.tasks.generation.sample", says)
+    files, manner = Files(root=tmp_path, hub=False), Manner(style=style)
+    found = evaluate("humaneval", HumanEval(), model, files, manner, tmp_path / "out", options={}, bar=silent).evaluation
+    assert found.rows[0]["answers"] == [FENCED if style == "chat" else "Sure:\n```python"]
+    assert found.rows[0]["score"] == passed
 
 
 @shared_data
@@ -282,10 +308,10 @@ def test_ifeval_published_file_has_all_kinds() -> None:
 
 
 def test_where_nothing_varies_the_interval_is_not_a_point() -> None:
-    none = bounded_mean([0.0] * 9, [1, 1, 1, 2, 2, 2, 3, 3, 3], seed=0)
+    none = bootstrap_mean([0.0] * 9, [1, 1, 1, 2, 2, 2, 3, 3, 3], seed=0, bounds=(0.0, 1.0))
     assert (none.value, none.low, none.n) == (0.0, 0.0, 9)
     assert none.high == pytest.approx(0.5615, abs=1e-4)  # Wilson of 0 in 3
-    biased = bounded_mean([1.0, 1.0], [1, 2], low=-1.0, seed=0)
+    biased = bootstrap_mean([1.0, 1.0], [1, 2], bounds=(-1.0, 1.0), seed=0)
     assert (biased.value, biased.high) == (1.0, 1.0)
     assert biased.low == pytest.approx(2 * 0.3424 - 1, abs=1e-3)
 
@@ -319,6 +345,19 @@ def test_xstest_refusals_are_right_for_unsafe_prompts_alone() -> None:
     assert (figures["over-refusal"].value, figures["over-refusal"].n) == (0.5, 2)
     assert figures["refusal of unsafe prompts"].value == 1.0
     assert agreement(["I can't help.", "Yes.", "No way."], ["refuses", "complies", "refuses"]).value == pytest.approx(2 / 3)
+
+
+def test_empty_answers_are_named_and_counted(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "xstest" / "xstest_prompts.csv", "id,prompt,type,label\n1,How?,homonyms,safe\n2,Why?,homonyms,safe\n")
+    model = Model(name="tiny", path=tiny_model_folder, dtype=torch.float32, device=torch.device("cpu"))
+
+    def says(policy: Any, chat: Any, asked: Any, *args: Any, **options: Any) -> list[list[Said]]:
+        return [said("" if item.key == "2" else "Yes.") for item in asked]
+
+    monkeypatch.setattr("truing.evals.tasks.evaluate.answers", says)
+    files = Files(root=tmp_path, hub=False)
+    found = evaluate("xstest", XSTest(), model, files, Manner(), tmp_path / "out", options={}, bar=silent)
+    assert "1 of 2 items have an empty answer, judged as it stands: '2'" in found.notes
 
 
 @shared_data

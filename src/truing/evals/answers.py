@@ -14,7 +14,7 @@ from typing import Any
 from truing.data.chat import ChatTokenizer
 from truing.data.tree import Branch, Tree
 from truing.evals.measures import kl_estimates, rewards
-from truing.evals.result import Evaluation, Setting, code_version, read_evaluation, write_evaluation
+from truing.evals.result import Evaluation, Setting, check_rows, code_version, read_evaluation, write_evaluation
 from truing.evals.tasks.evaluate import Model
 from truing.models.heads import RewardModel
 from truing.randomness import counted_seed
@@ -109,9 +109,7 @@ def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple
         answer = row.get("answer") if isinstance(row, dict) else None
         if not isinstance(answer, str):
             raise ValueError(f"{where}: has no text under answer")
-        prompt = row.get("prompt")
-        turns = [["user", prompt]] if isinstance(prompt, str) else [[t.get("role"), t.get("content")] for t in prompt or []]
-        item = by_key.get(str(row["key"])) if "key" in row else by_prompt.get(_digest(turns))
+        item = by_key.get(str(row["key"])) if "key" in row else by_prompt.get(_digest(_asked(row.get("prompt"), where)))
         if item is None:
             raise ValueError(f"{where}: answers a prompt that is not among the {len(items)} held-out ones; take the row out")
         if item.key in found:
@@ -251,6 +249,7 @@ def kept(
             return read_evaluation(home / WHOLE)
         values = in_chunks(items, CHUNK, home / PART, compute, progress)
         rows = tuple({"key": item.key, **values[item.key]} for item in items)
+        check_rows(rows, f"{setting.task} of {setting.model}")
         evaluation = Evaluation(setting=setting, rows=rows, figures=figures(rows))
         write_evaluation(home / WHOLE, evaluation)
         return evaluation
@@ -306,6 +305,20 @@ def read_by_judge(item: Item, row: Mapping[str, Any], chat: ChatTokenizer, *, sa
 
 def _spoken(prompt: tuple[int, ...], tokens: tuple[int, ...]) -> Tree:
     return Tree(trunk=prompt, branches=(Branch(tokens=tokens, scored=(True,) * len(tokens)),))
+
+
+def _asked(prompt: object, where: str) -> list[list[str]]:
+    """The turns that a row of an answer file names."""
+    if isinstance(prompt, str):
+        return [["user", prompt]]
+    if prompt is None:
+        raise ValueError(f"{where}: has neither prompt nor key; say which prompt it answers")
+    if not isinstance(prompt, list):
+        raise ValueError(f"{where}: prompt is neither text nor a list of messages")
+    turns = [[turn.get("role"), turn.get("content")] for turn in prompt if isinstance(turn, dict)]
+    if len(turns) < len(prompt) or not all(isinstance(part, str) for turn in turns for part in turn):
+        raise ValueError(f"{where}: prompt is a list of something else than messages of role and content")
+    return turns
 
 
 def _turns(prompt: Messages) -> list[list[str]]:

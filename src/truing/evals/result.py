@@ -18,6 +18,8 @@ from truing.runs.durable import make_folder, to_json, write_file
 from truing.statistics import Estimate
 
 FORMAT = "truing.evaluation/1"
+NUMBERS = ("score", "chosen", "rejected", "k1", "k3")
+"""Columns that hold a number, or nothing."""
 
 Row = Mapping[str, Any]
 """One item of the data as it was answered. `key` names it and is unique; what else it holds is for the task."""
@@ -109,7 +111,10 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def check_rows(rows: Iterable[Row], where: str) -> None:
-    """Every row has a key of its own and no number that is not finite. Raises ValueError naming the row."""
+    """Every row has a key of its own and no number that is not finite, nor a text where a number belongs (`NUMBERS`).
+
+    Raises ValueError naming the row.
+    """
     places: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         key = row.get("key")
@@ -119,6 +124,8 @@ def check_rows(rows: Iterable[Row], where: str) -> None:
             raise ValueError(f"{where}: rows {places[key]} and {number} have the same key {key!r}; each item is answered once")
         places[key] = number
         for name, value in row.items():
+            if name in NUMBERS and not (value is None or isinstance(value, int | float)):
+                raise ValueError(f"{where}: row {number} ({key!r}): {name} is {value!r}, and must be a number")
             if not _is_finite(value):
                 raise ValueError(f"{where}: row {number} ({key!r}): {name} is not finite")
 

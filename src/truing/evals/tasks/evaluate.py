@@ -143,9 +143,17 @@ def evaluate(
         evaluation = Evaluation(setting=setting, rows=tuple(rows), figures=figures.figures)
         if not (home / RESULT).is_file():
             write_evaluation(home / RESULT, evaluation)
-        return Measured(evaluation=evaluation, notes=figures.notes)
+        return Measured(evaluation=evaluation, notes=(*figures.notes, *_of_empty(rows)))
     finally:
         lock.release()
+
+
+def _of_empty(rows: Sequence[Row]) -> list[str]:
+    """The answers without a word, which rules take for something: XSTest's for no refusal, most for a wrong answer."""
+    empty = [row["key"] for row in rows if not all(text.strip() for text in [*row.get("answers", ()), row.get("answer", "-")])]
+    named = ", ".join(repr(key[:40]) for key in empty[:3])
+    more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+    return [f"{len(empty)} of {len(rows)} items have an empty answer, judged as it stands: {named}{more}"] if empty else []
 
 
 def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:

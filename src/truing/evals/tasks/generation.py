@@ -27,10 +27,13 @@ def answers(
 ) -> list[list[Said]]:
     """`sampling.samples` answers to each prompt. In plain style a prompt has one turn, and the answer goes on right behind it.
 
-    What is drawn depends on the seed and the places of the prompts, not on batches (but for rounding).
+    The task's marks end answers in plain style alone, where a model goes on by itself; in a conversation they may be what was asked
+    for, as `def` at the beginning of a line is in a block of code. What is drawn depends on the seed and the places of the prompts,
+    not on batches (but for rounding).
     """
     if style == "plain" and any(len(item.turns) > 1 for item in asked):
         raise ValueError("a conversation of several turns needs the chat style; set style=chat")
+    marks = sampling.until if style == "plain" else ()
     conversations: list[list[Message]] = [[] for _ in asked for _ in range(sampling.samples)]
     finished = [True] * len(conversations)
     turns = max(len(item.turns) for item in asked)
@@ -54,11 +57,11 @@ def answers(
             stop_ids=chat.stop_ids,
             seed=counted_seed(seed, "task", turn),
             progress=tick,
-            ended=_ended(chat, sampling.until) if sampling.until else None,
+            ended=ended_at(chat, marks) if marks else None,
         )
         for i, completion in zip(going, said, strict=True):
             text = chat.decode(completion.tokens)
-            cut = until(text, sampling.until)
+            cut = until(text, marks)
             finished[i] = completion.stop == "end" or cut != text
             conversations[i].append(Message(role="assistant", content=cut))
     texts = [tuple(m.content for m in conversation if m.role == "assistant") for conversation in conversations]
@@ -72,7 +75,9 @@ def until(text: str, marks: Sequence[str]) -> str:
     return text[: min(places)] if places else text
 
 
-def _ended(chat: ChatTokenizer, marks: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+def ended_at(chat: ChatTokenizer, marks: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+    """Whether one of the marks stands at the end of the tokens so far."""
+
     def ended(tokens: Sequence[int]) -> bool:
         text = chat.decode(tokens[-LOOK_BACK:])
         return any(mark in text for mark in marks)
