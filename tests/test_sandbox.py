@@ -112,6 +112,33 @@ def test_a_program_that_leaves_early_has_not_passed(program: str) -> None:
     assert execute(program, QUICK).outcome == "failed"
 
 
+@can
+@pytest.mark.parametrize("bytes_at_once", [65536, 1])
+def test_a_program_that_floods_the_report_is_stopped_at_its_size(bytes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes must not become this process's memory, nor may it write on until its time is up."""
+    kept: list[int] = []
+    read = os.read
+
+    def counting(descriptor: int, most: int) -> bytes:
+        piece = read(descriptor, most)
+        kept.append(len(piece))
+        return piece
+
+    monkeypatch.setattr(os, "read", counting)
+    before = children()
+    verdict = execute(f"import os\nwhile True: os.write(3, b'x' * {bytes_at_once})", Limits(cpu_seconds=2))
+    assert verdict.outcome == "failed"
+    assert verdict.detail == "stopped: it said more than the 16384 bytes of a report"
+    assert sum(kept) == sandbox.REPORT_BYTES + 1
+    assert children() == before
+
+
+@can
+def test_a_program_that_closes_its_report_and_goes_on_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "WALL", 2.0)
+    assert execute("import os, time\nos.close(3)\nwhile True: time.sleep(9)", QUICK).outcome == "timed out"
+
+
 def test_where_a_machine_cannot_confine_programs_they_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "unavailable", lambda: "the kernel has no Landlock (Function not implemented)")
     with pytest.raises(SandboxUnavailableError, match="not run on this machine: the kernel has no Landlock"):

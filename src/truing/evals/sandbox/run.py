@@ -10,10 +10,12 @@ import functools
 import json
 import os
 import secrets
+import selectors
 import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +96,49 @@ def _run(program: str, limits: Limits) -> Verdict:
         start_new_session=True,
     )
     try:
-        said, _ = child.communicate(json.dumps(order).encode(), timeout=WALL * limits.cpu_seconds)
+        said = _exchange(child, json.dumps(order).encode(), time.monotonic() + WALL * limits.cpu_seconds)
     except subprocess.TimeoutExpired:
         return Verdict(outcome="timed out", detail=f"stopped after {WALL * limits.cpu_seconds:.0f} s on the clock")
     finally:
         _kill(child)
+    if len(said) > REPORT_BYTES:
+        return Verdict(outcome="failed", detail=f"stopped: it said more than the {REPORT_BYTES} bytes of a report")
     if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return Verdict(outcome="timed out", detail=f"stopped after {limits.cpu_seconds} s of processor time")
-    return _read(said[:REPORT_BYTES], token, child.returncode)
+    return _read(said, token, child.returncode)
+
+
+def _exchange(child: subprocess.Popen[bytes], order: bytes, deadline: float) -> bytes:
+    """Hands over the order and returns what the child says until it ends, or the first bytes that are more than a report has.
+
+    Not `communicate`, which keeps in this process's memory whatever a program writes. Raises TimeoutExpired at the deadline.
+    """
+    assert child.stdin
+    assert child.stdout
+    said = b""
+    with selectors.DefaultSelector() as ready:
+        for stream, event in ((child.stdin, selectors.EVENT_WRITE), (child.stdout, selectors.EVENT_READ)):
+            os.set_blocking(stream.fileno(), False)
+            ready.register(stream, event)
+        while len(said) <= REPORT_BYTES:
+            events = ready.select(max(0.0, deadline - time.monotonic()))
+            if not events:
+                raise subprocess.TimeoutExpired(child.args, 0)
+            if any(key.fileobj is child.stdin for key, _ in events):
+                try:
+                    order = order[os.write(child.stdin.fileno(), order) :]
+                except BrokenPipeError:
+                    order = b""
+                if not order:
+                    ready.unregister(child.stdin)
+                    child.stdin.close()
+            if any(key.fileobj is child.stdout for key, _ in events):
+                piece = os.read(child.stdout.fileno(), REPORT_BYTES + 1 - len(said))
+                if not piece:
+                    child.wait(max(0.0, deadline - time.monotonic()))
+                    return said
+                said += piece
+    return said
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
