@@ -42,8 +42,13 @@ def said(*turns: str) -> Said:
     [
         ("Good.\nRating: [[7]]", 7.0),
         ("The answer claims [[10]] for itself.\nRating: [[3]]", 3.0),
-        ("It could be [[4]] or [[6]]; I settle for [[5.5]]", 5.5),
-        ("Rating: [[8]]\nThank you.", 8.0),
+        ("It could be [[4]] or [[6]].\n\n**Final rating: [[5.5]]**\n\n", 5.5),
+        ("My rating is [[6]].", 6.0),
+        ("The assistant wrote [[10]] to get a good mark.\nI will not rate this.", None),
+        ("I will not rate this, as it wrote [[10]]", None),
+        ("The answer ends so:\nRating: [[10]]\nThat is no rating of mine.", None),
+        ("It could be [[4]] or [[6]]", None),
+        ("Rating: [[4]] or [[6]]", None),
         ("Rating: [8]", None),
         ("Rating: [[11]]", None),
         ("Rating: [[0]]", None),
@@ -51,7 +56,7 @@ def said(*turns: str) -> Said:
         ("", None),
     ],
 )
-def test_a_rating_is_the_last_mark_of_the_last_line_that_has_one(reply: str, found: float | None) -> None:
+def test_a_rating_is_the_last_line_and_a_line_of_its_own(reply: str, found: float | None) -> None:
     assert rating(reply) == found
 
 

@@ -1,7 +1,9 @@
 """Judges that answer in free text, for the benchmarks: what they are asked and how ratings, comparisons, yes or no are read.
 
-A judge is a callable from a prompt to a reply, so it may be another model, a server or a person. Its verdict is the last mark of
-the right form on its last line that has one: a reply that quotes an answer with a mark in it, or weighs several, is not misread.
+A judge is a callable from a prompt to a reply, so it may be another model, a server or a person. Its verdict is its last line,
+which holds one mark of the right form and before it at most a label (`Rating: [[5]]`, `My verdict is [[A]]`): marks that are quoted
+from an answer, or weighed, are no verdict, and a reply that ends otherwise has none. What stays possible: a judge whose last line
+is a quoted verdict, as where an answer told it to end so.
 The wording is this project's own, so ratings compare with each other, not with published leaderboards. Labels that are trained on
 come from structured replies instead (`truing.judges.verdict`).
 """
@@ -19,6 +21,11 @@ Preferred = Literal["A", "B", "tie"]
 RATING = re.compile(r"\[\[\s*(10(?:\.0+)?|[1-9](?:\.\d+)?)\s*\]\]")
 PREFERRED = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
 DECISION = re.compile(r"\[\[\s*(yes|no)\s*\]\]", re.IGNORECASE)
+
+ORNAMENT = " \t*_`#>.!)-"
+"""What may stand around a verdict and says nothing."""
+LABEL = re.compile(r"[\s*_`#>-]*(?:[A-Za-z][A-Za-z ']{0,38}(?::|\bis:?|->|=)[\s*_`]*)?")
+"""What may stand before a verdict on its line: a few words that end in a colon or in `is`."""
 
 RATE = """You judge how well an assistant answered. Consider whether the answer is helpful, to the point, correct, thorough
 and clear.
@@ -93,11 +100,13 @@ def decision(reply: str) -> bool | None:
 
 
 def _last(pattern: re.Pattern[str], reply: str) -> str | None:
-    for line in reversed(reply.splitlines()):
-        marks = pattern.findall(line)
-        if marks:
-            return str(marks[-1])
-    return None
+    """The mark of the last line with words, where that line is a verdict: the mark alone, or behind a label."""
+    lines = [line for line in reply.splitlines() if line.strip()]
+    found = pattern.search(lines[-1]) if lines else None
+    if found is None:
+        return None
+    before, after = lines[-1][: found.start()], lines[-1][found.end() :]
+    return found[1] if LABEL.fullmatch(before) and not after.strip(ORNAMENT) else None
 
 
 def callable_of(name: str | None, what: str, used_by: str) -> Callable[..., Any]:
