@@ -14,8 +14,10 @@ from truing.config import load
 from truing.data.chat import ChatTokenizer
 from truing.evals import answers as answers_module
 from truing.evals.compare import Contender, compare
+from truing.evals.compare_text import text
 from truing.evals.html import page
 from truing.evals.result import Evaluation, Setting
+from truing.evals.sequential import confidence_sequence
 from truing.recipes import align, commands
 from truing.recipes import compare as recipe
 from truing.recipes.compare import settings_of
@@ -76,7 +78,7 @@ def test_one_command_on_the_runs_of_align(verb, runs: Path, tiny_model_folder: P
     assert re.search(r"tuned against base, by the reward model .*(better|worse|cannot tell)", said)
     assert found["against"]["tuned"]["win_rate"]["n"] == found["prompts"] == len(found["rows"])
     assert found["reward_model"]["accuracy"]["all"]["n"] == found["prompts"]
-    assert set(found["ratings"]["plain"]["ratings"]) == {"base", "tuned", "more"}
+    assert all(set(found["ratings"][kind]["ratings"]) == {"base", "tuned", "more"} for kind in ("plain", "style_controlled", "elo"))
 
 
 def test_the_same_again_computes_nothing_and_writes_the_same_bytes(verb, runs, tiny_model_folder, tmp_path, monkeypatch):
@@ -246,6 +248,33 @@ def test_models_on_other_prompts_are_not_compared():
         compare({"a": one, "b": other}, {}, judge="", seed=0)
     with pytest.raises(ValueError, match=r"row 1 \('0'\): score is not finite"):
         contender("c", ["x"], [float("nan")])
+
+
+def test_one_may_look_while_verdicts_come_in_and_empty_answers_are_named():
+    texts = [f"a {i}" for i in range(30)]
+    found = compare(
+        {"base": contender("base", ["", *texts[1:]], [0.0] * 30), "tuned": contender("tuned", texts, [1.0] * 30)},
+        {str(i): f"prompt {i}" for i in range(30)},
+        judge="the score",
+        seed=0,
+    )
+    sequence = confidence_sequence([1.0] * 30)
+    seen = found["against"]["tuned"]["at_any_time"]
+    assert seen == {"low": sequence.low[-1], "high": sequence.high[-1], "decided": sequence.decided()}
+    assert seen["low"] > 0.5
+    said = text(found, Path("page.html"))
+    row = rf"win rate, at any time of looking +\[{100 * seen['low']:.1f}, 100\.0\], told after {seen['decided']}\n"
+    assert re.search(row, said)
+    assert "1 of 30 answers of base are empty and judged as they stand, such as that to 'prompt 0'." in said
+
+
+def test_few_losses_are_said_to_lean_on_the_prior():
+    won = {"a": 10, "b": 9, "c": 0}
+    models = {
+        name: contender(name, [f"{name} {i}" for i in range(10)], [float(i < n) for i in range(10)]) for name, n in won.items()
+    }
+    found = compare(models, {str(i): f"prompt {i}" for i in range(10)}, judge="the score", seed=0)
+    assert "prior holds its rating finite" in text(found, Path("page.html"))
 
 
 def test_order_of_rows_does_not_matter():

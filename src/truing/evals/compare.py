@@ -13,10 +13,10 @@ import numpy as np
 
 from truing.evals.diversity import self_bleu
 from truing.evals.length_controlled import length_adjusted
-from truing.evals.ratings import Battle, bradley_terry, style_of
+from truing.evals.ratings import Battle, bradley_terry, elo, style_of
 from truing.evals.result import Evaluation, same_items
 from truing.evals.reward_models import RewardModelReport
-from truing.evals.sequential import verdict
+from truing.evals.sequential import confidence_sequence, verdict
 from truing.evals.verdicts import judgements, outcomes_of
 from truing.evals.winrate import outcomes, win_rate_over_prompts
 from truing.statistics import Estimate, bootstrap_mean, distinct_n, mean_and_deviation, paired_difference, wilson
@@ -145,6 +145,7 @@ def _model(of: Contender, answers: Sequence[str], scores: Sequence[float] | None
         "score_deviation": None if scores is None else mean_and_deviation(scores)[1],
         "characters": asdict(bootstrap_mean([float(len(text)) for text in answers], seed=seed)),
         "finished": asdict(wilson(sum(_column(of.answers, keys, "finished")), len(keys))),
+        "empty": [key for key, text in zip(keys, answers, strict=True) if not text.strip()],
         "distinct_1": distinct_n(answers, 1),
         "distinct_2": distinct_n(answers, 2),
         "self_bleu": self_bleu(said) if len(said) > 1 else None,
@@ -175,6 +176,7 @@ def _against(
     explained = rate.value - adjusted.controlled.value if varied else None
     return {
         "win_rate": asdict(rate),
+        "at_any_time": _at_any_time(won),
         "wins": sum(outcome == 1 for outcome in won),
         "ties": sum(outcome == 0.5 for outcome in won),
         "losses": sum(outcome == 0 for outcome in won),
@@ -194,15 +196,26 @@ def _ratings(answers: Mapping[str, Sequence[str]], won: Outcomes, keys: Sequence
         for i, (key, outcome) in enumerate(zip(keys, won[a, b], strict=True))
         if outcome is not None
     ]
-    found = {}
-    for title, control in (("plain", False), ("style_controlled", True)):
-        rated = bradley_terry(battles, control_style=control, seed=seed, draws=300)
-        found[title] = {
-            "ratings": {name: asdict(rating) for name, rating in rated.ratings.items()},
-            "style": dict(rated.style),
-            "unbeaten": rated.unbeaten,
+    rated = {
+        "plain": bradley_terry(battles, seed=seed, draws=300),
+        "style_controlled": bradley_terry(battles, control_style=True, seed=seed, draws=300),
+        "elo": elo(battles, seed=seed, orders=10),
+    }
+    return {
+        title: {
+            "ratings": {name: asdict(rating) for name, rating in of.ratings.items()},
+            "style": dict(of.style),
+            "unbeaten": of.unbeaten,
+            "leaning": of.leaning,
         }
-    return found
+        for title, of in rated.items()
+    }
+
+
+def _at_any_time(won: Sequence[float]) -> dict[str, Any]:
+    """The win rate's interval that held after every prompt, and after how many it first left an even match out."""
+    found = confidence_sequence(won)
+    return {"low": float(found.low[-1]), "high": float(found.high[-1]), "decided": found.decided()}
 
 
 def _examples(gain: Sequence[float]) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from truing.evals.panel import sentences as panel_sentences
 from truing.runs.sinks import printable
+from truing.statistics import ends
 
 WIDTH = 110
 
@@ -30,7 +31,7 @@ def table(found: Mapping[str, Any]) -> str:
             for k in ("k1", "k3")
         ]
     if "ratings" in found:
-        for title, kind in (("rating (Bradley-Terry)", "plain"), ("rating at equal style", "style_controlled")):
+        for title, kind in RATING_ROWS:
             rated = found["ratings"][kind]["ratings"]
             rows.append([title, *(number(rated[name], 0) for name in models)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -51,8 +52,14 @@ def words(found: Mapping[str, Any]) -> str:
             f"{name} against {base}, by {found['judge']}: {against['words']} (win rate {percent(against['win_rate'])};"
             f" {against['wins']} wins, {against['ties']} ties, {against['losses']} losses{missing})."
         )
-    if "ratings" in found and any(found["ratings"][kind]["unbeaten"] for kind in found["ratings"]):
-        sentences.append("Some model never lost, or never won: a prior holds its rating finite, so read its order, not its size.")
+    sentences += [
+        f"{len(figures['empty'])} of {found['prompts']} answers of {name} are empty and judged as they stand, such as that to"
+        f" {_prompt_of(found, figures['empty'][0])!r}."
+        for name, figures in found["models"].items()
+        if figures["empty"]
+    ]
+    if "ratings" in found:
+        sentences += _of_ratings(found["ratings"])
     if "verdicts" in found:
         sentences += _of_judge(found["verdicts"])
     if "reward_model" in found:
@@ -64,6 +71,21 @@ def words(found: Mapping[str, Any]) -> str:
     for title, of in found.get("panels", {}).items():
         sentences += panel_sentences(title, of)
     return "\n".join(textwrap.fill(sentence, WIDTH, subsequent_indent="  ") for sentence in sentences)
+
+
+def _of_ratings(ratings: Mapping[str, Any]) -> list[str]:
+    """What of the ratings is the prior's and not the data's."""
+    if any(of["unbeaten"] for of in ratings.values()):
+        return ["Some model never lost, or never won: a prior holds its rating finite, so read its order, not its size."]
+    leaning = max(of["leaning"] for of in ratings.values())
+    if leaning < 0.025:
+        return []
+    share = f"In {100 * leaning:.0f}% of the resamples some model never lost, or never won, and a prior holds its rating finite"
+    return [f"{share}: the outer ends of such ratings are the prior's, and they may lie further out."]
+
+
+def _prompt_of(found: Mapping[str, Any], key: str) -> str:
+    return str(next(row["prompt"] for row in found["rows"] if row["key"] == key))[:60]
 
 
 def _of_judge(account: Mapping[str, Any]) -> list[str]:
@@ -125,14 +147,19 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
     """`57.3% [51.0, 63.4]`; a dash where there is none."""
     if estimate is None:
         return "-"
-    return f"{100 * estimate['value']:.1f}% [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    return f"{100 * estimate['value']:.1f}% {ends(estimate, 1, 100)}"
 
 
 def number(estimate: Mapping[str, Any] | None, digits: int) -> str:
     """`0.31 [0.12, 0.50]`; a dash where there is none."""
     if estimate is None:
         return "-"
-    return f"{estimate['value']:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
+    return f"{estimate['value']:.{digits}f} {ends(estimate, digits)}"
+
+
+def _at_any_time(found: Mapping[str, Any]) -> str:
+    told = "not told yet" if found["decided"] is None else f"told after {found['decided']}"
+    return f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}], {told}"
 
 
 def _self_bleu(figures: Mapping[str, Any]) -> str:
@@ -148,8 +175,11 @@ MODEL_ROWS = (
     ("self-BLEU", _self_bleu),
 )
 """Title and cell of the rows that every model has."""
+RATING_ROWS = (("rating (Bradley-Terry)", "plain"), ("rating at equal style", "style_controlled"), ("rating (Elo)", "elo"))
+"""Title and name of each kind of rating; of more than two models."""
 AGAINST_ROWS = (
     ("win rate, ties half", lambda a: percent(a["win_rate"])),
+    ("win rate, at any time of looking", lambda a: _at_any_time(a["at_any_time"])),
     ("win rate, length-adjusted *", lambda a: percent(a["length_adjusted_win_rate"])),
     ("score difference, paired", lambda a: number(a["score_difference"], 2)),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from truing import pages
 from truing.charts import Series, heat, reliability, scatter
-from truing.evals.compare_text import AGAINST_ROWS, MODEL_ROWS, number, percent, words
+from truing.evals.compare_text import AGAINST_ROWS, MODEL_ROWS, RATING_ROWS, number, percent, words
 from truing.evals.panel import sentences
 from truing.pages import figure, table, text
 
@@ -55,7 +55,7 @@ def _figures(found: Mapping[str, Any], names: Sequence[str]) -> str:
             for k in ("k1", "k3")
         ]
     if "ratings" in found:
-        for title, kind in (("rating (Bradley-Terry)", "plain"), ("rating at equal style", "style_controlled")):
+        for title, kind in RATING_ROWS:
             rated = found["ratings"][kind]["ratings"]
             rows.append([title, *(number(rated[name], 0) for name in names)])
     note = (

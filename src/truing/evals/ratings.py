@@ -21,6 +21,8 @@ SCALE = 400 / math.log(10)
 CENTRE = 1000.0
 LOOSE, FIRM = 1e4, 5.0
 """Deviation of the prior on ratings, in logits: where the maximum of the likelihood exists, and where it does not."""
+FAR = 14.0
+"""Logits between two that have met, beyond which a fit under the loose prior has no maximum of its own."""
 STYLE = ("length", "headers", "lists", "bold")
 _HEADER = re.compile(r"^#{1,6}\s", re.M)
 _LIST = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s", re.M)
@@ -54,6 +56,9 @@ class Ratings:
     unbeaten: bool
     """True where some models never lost to others (or never won), so that a prior of 5 logits holds them finite."""
     battles: int
+    leaning: float = 0.0
+    """Share of the resamples in which some model never lost, so that the prior holds it: where it is 2.5% or more, outer ends are
+    the prior's, and the rating may be further out."""
 
     def win_rate(self, a: str, b: str) -> float:
         """The chance that a beats b which the ratings imply."""
@@ -82,10 +87,21 @@ def bradley_terry(
     # Each row of the design twice, as wins and as losses, because its share of wins changes from draw to draw.
     fit = Logistic(features=np.concatenate([design, design]), target=np.repeat([1.0, 0.0], len(design)))
     styles = design.shape[1] - len(names)
-    prior = np.concatenate([np.full(len(names), FIRM if unbeaten else LOOSE), np.full(styles, LOOSE)])
+    priors = {sd: np.concatenate([np.full(len(names), sd), np.full(styles, sd)]) for sd in (LOOSE, FIRM)}
+    leaning: list[bool] = []
 
     def fitted(counts: np.ndarray) -> np.ndarray:
-        return fit.ridge(np.concatenate([counts @ wins, counts @ losses], axis=1), prior_sd=prior)
+        weights = np.concatenate([counts @ wins, counts @ losses], axis=1)
+        if unbeaten:
+            return fit.ridge(weights, prior_sd=priors[FIRM])
+        found = fit.ridge(weights, prior_sd=priors[LOOSE])
+        met = weights[:, : len(design)] + weights[:, len(design) :] > 0
+        apart = ((np.abs(found @ design.T) > FAR) & met).any(1)
+        if apart.any():
+            found[apart] = fit.ridge(weights[apart], prior_sd=priors[FIRM])
+        # Of resamples only: parts that are left out in turn hold fewer prompts.
+        leaning.extend(apart[counts.sum(1) == prompts])
+        return found
 
     def rated(counts: np.ndarray) -> np.ndarray:
         strength = fitted(counts)[:, : len(names)]
@@ -93,12 +109,14 @@ def bradley_terry(
         return np.asarray(CENTRE + SCALE * (strength - zero[:, None]))
 
     found = bootstrap_each(rated, prompts, seed=seed, draws=draws, what="prompt", n=len(battles), groups=100)
+    share = sum(leaning) / max(len(leaning), 1)
     worth = fitted(np.ones((1, prompts)))[0, len(names) :].tolist()
     return Ratings(
         ratings=_ranked(names, found),
         style=dict(zip(STYLE, worth, strict=True)) if control_style else {},
         unbeaten=unbeaten,
         battles=len(battles),
+        leaning=share,
     )
 
 
