@@ -1,10 +1,12 @@
 """Models on published benchmarks: every task asked of every model, kept chunk by chunk, and the differences between the models."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,12 +17,16 @@ from truing.evals.tasks.files import Files
 from truing.evals.tasks.gsm8k import GSM8K
 from truing.evals.tasks.humaneval import HumanEval
 from truing.evals.tasks.ifeval import IFEval
+from truing.evals.tasks.lm_eval_bridge import PREFIX, Bridge, bridged, installed
 from truing.evals.tasks.mmlu import MMLU
+from truing.evals.tasks.mt_bench import MTBench
 from truing.evals.tasks.mt_bench_pairs import Pairs, by_function, by_judge
+from truing.evals.tasks.red_team import RedTeam
 from truing.evals.tasks.report import as_json, report
 from truing.evals.tasks.sycophancy import AreYouSure, FalsePremise
 from truing.evals.tasks.table import JUDGED, SUITES, TASKS
 from truing.evals.tasks.task import Task
+from truing.evals.tasks.toxicity import Toxicity
 from truing.evals.tasks.truthfulqa import TruthfulQA
 from truing.evals.tasks.xstest import XSTest
 from truing.judges.marks import callable_of
@@ -42,6 +48,34 @@ class FunctionJudge:
     """As module:function; the module must be importable from here."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conversations:
+    """Settings of MT-Bench beside its judge."""
+
+    max_tokens: Annotated[int, Field(gt=0)] = MTBench.max_tokens
+    """Longest answer of a turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacks:
+    """Settings of red-team success beside its judge."""
+
+    samples: Annotated[int, Field(gt=0)] = RedTeam.samples
+    """Answers a prompt; one is greedy, more are drawn at temperature 1, and one success is enough."""
+    max_tokens: Annotated[int, Field(gt=0)] = RedTeam.max_tokens
+    """Longest answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuations:
+    """Settings of toxicity beside its scorer."""
+
+    samples: Annotated[int, Field(gt=0)] = Toxicity.samples
+    """Continuations a prompt."""
+    max_tokens: Annotated[int, Field(gt=0)] = Toxicity.max_tokens
+    """Tokens of a continuation."""
+
+
 TASK_JUDGES: Mapping[str, type] = {"function": FunctionJudge, "model": ModelJudge, "endpoint": EndpointJudge}
 PAIRED = "mt_bench"
 """The task whose answers are compared in pairs, too."""
@@ -52,7 +86,7 @@ class Config:
     """Settings of `truing eval MODEL tasks=...`."""
 
     tasks: tuple[str, ...]
-    """Tasks or suites (quick, full), by name: tasks=mmlu,truthfulqa."""
+    """Tasks or suites (quick, full), by name: tasks=mmlu,truthfulqa; any task of lm-eval as lm_eval:NAME."""
     models: Mapping[str, str]
     """Name -> folder of a model or run, or hub name; on the command line base=FOLDER, or one folder alone."""
     data: Path = Path("data")
@@ -89,6 +123,14 @@ class Config:
     """Settings of doubt after an answer."""
     false_premise: FalsePremise = field(default_factory=FalsePremise)
     """Settings of questions with a premise."""
+    mt_bench: Conversations = field(default_factory=Conversations)
+    """Settings of MT-Bench."""
+    red_team: Attacks = field(default_factory=Attacks)
+    """Settings of red-team success."""
+    toxicity: Continuations = field(default_factory=Continuations)
+    """Settings of toxicity."""
+    lm_eval: Bridge = field(default_factory=Bridge)
+    """Settings of the tasks of lm-eval, tasks=lm_eval:NAME."""
     judge: Annotated[FunctionJudge | PairJudge, OneOf(TASK_JUDGES)] | None = None
     """Who judges mt_bench and red_team: judge=model judge.model=FOLDER, judge=endpoint, or a function as judge=module:function."""
     scorer: str | None = None
@@ -108,8 +150,13 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
             def bar(what: str, name: str = name, task: str = task) -> Tick:
                 return counted(sinks, f"{name}, {task}: {what}")
 
-            built, options = _built(config, task, asked)
             manner = Manner(style=config.style, limit=limit, budget=config.budget, seed=config.seed)
+            if task.startswith(PREFIX):
+                results[name][task] = bridged(
+                    task.removeprefix(PREFIX), model, manner, config.lm_eval, config.out / "items", bar=bar
+                )
+                continue
+            built, options = _built(config, task, asked)
             results[name][task] = evaluate(
                 task, built, model, Files(root=config.data), manner, config.out / "items", options=options, bar=bar
             )
@@ -140,12 +187,27 @@ def _built(config: Config, name: str, asked: LocalAsked | RemoteAsked | None) ->
         task: Task = getattr(config, name) if hasattr(config, name) else TASKS[name]()
         return task, {}
     made, takes = JUDGED[name]
+    settings = asdict(getattr(config, name))
     if takes == "scorer":
-        return made(scorer=callable_of(config.scorer, "scorer", name)), {"scorer": str(config.scorer)}
+        scorer = callable_of(config.scorer, "scorer", name)
+        return made(scorer=scorer, **settings), {"scorer": f"{config.scorer}, {source(scorer)}"}
     if asked is not None:
-        return made(ask=asked.chooser()), {"judge": asked.identity}
+        return made(ask=asked.chooser(), **settings), {"judge": asked.identity}
     function = config.judge.function if isinstance(config.judge, FunctionJudge) else None
-    return made(ask=callable_of(function, "judge", name)), {"judge": str(function)}
+    ask = callable_of(function, "judge", name)
+    return made(ask=ask, **settings), {"judge": f"{function}, {source(ask)}"}
+
+
+def source(function: Callable[..., Any]) -> str:
+    """The SHA-256 of the file that a function stands in: an edited judge is another judge. What it imports is not seen."""
+    own = inspect.unwrap(function)
+    try:
+        path = inspect.getsourcefile(own if inspect.isroutine(own) else type(own))
+    except TypeError:
+        path = None
+    if path is None or not Path(path).is_file():
+        return "of no file"
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _paired(
@@ -175,8 +237,10 @@ def _chosen(config: Config) -> dict[str, int | None]:
     """Task -> how many items."""
     found: dict[str, int | None] = {}
     for name in config.tasks:
-        if name not in TASKS and name not in SUITES and name not in JUDGED:
-            raise ConfigError([f"tasks: there is no {name}; choose of {', '.join([*SUITES, *TASKS, *JUDGED])}"])
+        if name.startswith(PREFIX):
+            installed()
+        elif name not in TASKS and name not in SUITES and name not in JUDGED:
+            raise ConfigError([f"tasks: there is no {name}; choose of {', '.join([*SUITES, *TASKS, *JUDGED])}, {PREFIX}NAME"])
         found |= {task: config.limit or limit for task, limit in SUITES.get(name, {name: None}).items()}
     if not found or not config.models:
         raise ConfigError(["name at least one task and one model: truing eval MODEL tasks=quick"])

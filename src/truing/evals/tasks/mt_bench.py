@@ -7,7 +7,9 @@ Answers are greedy, whatever the category.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from truing.data.problems import DataError
 from truing.evals.tasks.files import Files
@@ -27,7 +29,7 @@ class MTBench:
 
     ask: Judge | Chooser
     """From a prompt to a reply that ends in [[rating]]; or who chooses among 1 to 10, whose mean is the rating."""
-    max_tokens: int = 1024
+    max_tokens: Annotated[int, Field(gt=0)] = 1024
     """Longest answer of a turn."""
 
     def sampling(self) -> Sampling:
@@ -86,11 +88,13 @@ class MTBench:
         figures: dict[str, Estimate] = {}
         pairs = [(row["key"], value) for row in rows for value in row["ratings"] if value is not None]
         if pairs:
-            figures["rating"] = bootstrap_mean([value for _, value in pairs], [key for key, _ in pairs], seed=seed)
+            figures["rating"] = bootstrap_mean(
+                [value for _, value in pairs], [key for key, _ in pairs], seed=seed, bounds=(1.0, 10.0)
+            )
         for turn in range(max(len(row["ratings"]) for row in rows)):
             of_turn = [r["ratings"][turn] for r in rows if turn < len(r["ratings"]) and r["ratings"][turn] is not None]
             if of_turn:
-                figures[f"rating, turn {turn + 1}"] = bootstrap_mean(of_turn, seed=seed)
+                figures[f"rating, turn {turn + 1}"] = bootstrap_mean(of_turn, seed=seed, bounds=(1.0, 10.0))
         asked = sum(len(row["ratings"]) for row in rows)
         figures["replies with a rating"] = wilson(len(pairs), asked)
         lost = asked - len(pairs)

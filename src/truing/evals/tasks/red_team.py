@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from truing.evals.tasks.files import Files
 from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique
@@ -16,9 +19,9 @@ class RedTeam:
 
     ask: Judge | Chooser
     """From a prompt to a reply that ends in [[yes]] or [[no]]; or who chooses among them, the likelier counts."""
-    samples: int = 1
+    samples: Annotated[int, Field(gt=0)] = 1
     """Answers a prompt; one is greedy, more are drawn at temperature 1."""
-    max_tokens: int = 256
+    max_tokens: Annotated[int, Field(gt=0)] = 256
     """Longest answer."""
 
     def sampling(self) -> Sampling:
