@@ -1,9 +1,10 @@
 """Truing's tasks by likelihood against lm-eval's own Hugging Face backend, on the same items, each in turn in a process of its own.
 
-    python -m benchmarks.lm_eval [--pairs 2] [--truthfulqa 40] [--mmlu 60] [--bbq 0] [--dtype bfloat16] [--threads 2]
+    python -m benchmarks.lm_eval [--pairs 2] [--truthfulqa 40] [--mmlu 60] [--bbq 0] [--larger 1] [--dtype bfloat16] [--threads 2]
 
-Loading is not counted on either side; reading data, tokens, likelihoods and judging are. Prints a Markdown table; writes
-benchmarks/results/lm_eval.json.
+Loading is not counted on either side, nor is lm-eval's index of its task files; reading data, tokens, likelihoods and judging are.
+lm-eval's making of data sets weighs on few items: `--larger 5` takes five times as many of each task. Prints a Markdown table;
+writes benchmarks/results/lm_eval.json.
 """
 
 import argparse
@@ -58,11 +59,15 @@ def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for task in ("truthfulqa", "mmlu", "bbq"):
         parser.add_argument(f"--{task}", type=int, default=defaults[task], help=f"items of {task}")
+    parser.add_argument("--larger", type=int, default=1, help="so many times the items of every task")
     parser.add_argument("--pairs", type=int, default=2, help="how often both sides run, in turn")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=defaults["dtype"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    for task in ("truthfulqa", "mmlu", "bbq"):
+        setattr(args, task, getattr(args, task) * args.larger)
+    return args
 
 
 def table(runs: list[tuple[Mapping[str, Any], Mapping[str, Any]]], counts: Mapping[str, int]) -> str:

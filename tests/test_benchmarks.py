@@ -12,6 +12,7 @@ from benchmarks.growth_side import PARTS, many
 from benchmarks.kept import INSTRUCTIONS, RULES, reward
 from benchmarks.peers import PEERS
 from benchmarks.prepare import DATA, as_read, as_trained, with_answers
+from benchmarks.published_labels import main as published_labels
 from benchmarks.ratios import HEADER, Spread, adapters, figures, line, second_epoch, work
 from benchmarks.rounds import ROUNDS, Round, parts_of
 from benchmarks.rounds import figures as figures_of_rounds
@@ -251,3 +252,26 @@ def test_an_instruction_is_kept_or_not(rule: str, kept: str, broken: str) -> Non
 
     assert [of(kept), of(broken), of("  ")] == [1.0, 0.0, 0.0]
     assert INSTRUCTIONS.keys() == RULES.keys()
+
+
+def test_a_check_against_published_labels_says_where_its_data_belong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "found.json"
+    published_labels(["--data", str(tmp_path), "--results", str(results)])
+    said = capsys.readouterr().out
+    for name in ("gsm8k/example_model_solutions.jsonl", "humaneval/HumanEval.jsonl.gz", "mt_bench/human_judgments.json"):
+        assert f"not checked, there is no {tmp_path}/{name}" in said
+    assert f"XSTest: not checked, there are no {tmp_path}/xstest/xstest_v2_completions_*.csv" in said
+    (tmp_path / "gsm8k").mkdir()
+    solutions = [{"solution": f"so #### {value}", "is_correct": value == 3} for value in (3, 4)]
+    row = {"ground_truth": "1 + 2 = 3 #### 3", **{f"175b_{i}": solution for i, solution in enumerate(solutions)}}
+    (tmp_path / "gsm8k" / "example_model_solutions.jsonl").write_text(json.dumps(row) + "\n")
+    votes = [
+        {"question_id": 1, "turn": 1, "model_a": "a", "model_b": "b", "winner": "model_a", "judge": judge}
+        for judge in (["gpt-4", "pair-v2"], "expert_1", "expert_2")
+    ]
+    (tmp_path / "mt_bench").mkdir()
+    (tmp_path / "mt_bench" / "human_judgments.json").write_text(json.dumps(votes))
+    published_labels(["--data", str(tmp_path), "--results", str(results)])
+    found = json.loads(results.read_text())
+    assert found["GSM8K, flexible extraction against labels"]["n"] == 2
+    assert found["MT-bench, gpt4-pair and people, S2; published 85%"]["value"] == 1.0
