@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from conftest import make_tiny_llama
 from test_tasks_choice import silent
 from truing.cli import app
 from truing.data.tree import Tree
@@ -93,7 +94,7 @@ def by_hand(model: Model, context: str, continuation: str) -> float:
     trunk = tokenizer(context)["input_ids"] if context else [tokenizer.bos_token_id or tokenizer.eos_token_id]
     whole = tokenizer(context + continuation)["input_ids"] if context else [*trunk, *tokenizer(continuation)["input_ids"]]
     with torch.no_grad():
-        logs = model.policy.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        logs = make_tiny_llama()(torch.tensor([whole])).logits[0].log_softmax(-1)
     return float(sum(logs[i - 1, whole[i]] for i in range(len(trunk), len(whole))))
 
 

@@ -315,9 +315,12 @@ def _asked(prompt: object, where: str) -> list[list[str]]:
         raise ValueError(f"{where}: has neither prompt nor key; say which prompt it answers")
     if not isinstance(prompt, list):
         raise ValueError(f"{where}: prompt is neither text nor a list of messages")
-    turns = [[turn.get("role"), turn.get("content")] for turn in prompt if isinstance(turn, dict)]
-    if len(turns) < len(prompt) or not all(isinstance(part, str) for turn in turns for part in turn):
-        raise ValueError(f"{where}: prompt is a list of something else than messages of role and content")
+    turns: list[list[str]] = []
+    for turn in prompt:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ValueError(f"{where}: prompt is a list of something else than messages of role and content")
+        turns.append([role, content])
     return turns
 
 

@@ -14,7 +14,7 @@ from truing.data.problems import DataError
 from truing.evals.tasks.files import Files, Hub, Item
 from truing.evals.tasks.ifeval_kinds import KINDS
 from truing.evals.tasks.task import Asked, Figures, Row, Said, Sampling, Unique
-from truing.statistics import wilson
+from truing.statistics import bootstrap_mean, wilson
 
 RELATIONS = ("less than", "at least")
 

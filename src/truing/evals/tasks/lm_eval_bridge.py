@@ -126,7 +126,7 @@ def _adapter(asked: "_Asked") -> Any:
     """lm-eval takes nothing but subclasses of its own LM."""
     base: Any = importlib.import_module("lm_eval.api.model").LM
 
-    class Adapter(base):  # type: ignore[misc]
+    class Adapter(base):
         """Hands lm-eval's requests on."""
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
