@@ -147,13 +147,7 @@ def test_a_judge_of_settings_rates_and_compares(tmp_path: Path, tiny_model_folde
         return '{"verdict": "A"}' if "You compare" in asked else '{"verdict": "8"}'
 
     with serving(fair) as server:
-        judge = [
-            "judge=endpoint",
-            f"judge.endpoint.url={server.url}",
-            "judge.endpoint.model=tiny",
-            "dtype=fp32",
-            "mt_bench.max_tokens=8",
-        ]
+        judge = ["judge=endpoint", f"judge.endpoint.url={server.url}", "judge.endpoint.model=tiny", "dtype=fp32"]
         models = [f"base={tiny_model_folder}", f"tuned={tiny_model_folder}"]
         short = "mt_bench.max_tokens=8"
         text = evaluated(*models, "tasks=mt_bench", short, f"data={tmp_path}", f"out={tmp_path / 'out'}", *judge)
