@@ -308,6 +308,43 @@ def test_an_adam_step_and_decay_by_hand() -> None:
     assert matrix[0].tolist() == pytest.approx([0.95 - 0.1 * 0.3 / 0.4, 0.95 + 0.1 * 0.4 / 0.5], rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_are_as_young_as_a_parameters_own_steps_as_in_torch(dtype: torch.dtype) -> None:
+    """One parameter sits out the first 20 steps, as a policy does while its critic warms up, and every third one after."""
+    generator = torch.Generator().manual_seed(0)
+    start = {name: torch.randn(3, 4, generator=generator) for name in ("late", "always")}
+    ours = {name: value.to(dtype) for name, value in start.items()}
+    theirs = {name: value.to(dtype).float() for name, value in start.items()}
+    settings = Optimizer(lr=1e-2, weight_decay=0.1, max_grad_norm=1e9)
+    adamw = AdamW(ours, settings)
+    plain = torch.optim.AdamW(theirs.values(), lr=1e-2, weight_decay=0.1)
+    for step in range(40):
+        for name in ours:
+            absent = name == "late" and (step < 20 or step % 3 == 0)
+            gradient = None if absent else torch.randn(3, 4, generator=generator).to(dtype)
+            ours[name].grad = gradient
+            theirs[name].grad = None if gradient is None else gradient.float()
+        adamw.step(1e-2, adamw.grad_norm())
+        plain.step()
+        if step == 25:  # a checkpoint goes between
+            kept, adamw = adamw, AdamW(ours, settings)
+            adamw.load_state(kept.state_tensors(), kept.steps, kept.missed)
+    for name in ours:
+        torch.testing.assert_close(adamw.masters.get(name, ours[name]), theirs[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_policy_that_stood_still_takes_a_first_step_of_the_rate() -> None:
+    """A constant gradient: Adam's step is the rate itself, in the first step after 20 without a gradient as well."""
+    weight = torch.zeros(2)
+    adamw = AdamW({"policy": weight, "critic": torch.zeros(2)}, Optimizer(max_grad_norm=1e9))
+    for step in range(30):
+        before = weight.clone()
+        for name, parameter in adamw.parameters.items():
+            parameter.grad = torch.ones(2) if name == "critic" or step >= 20 else None
+        adamw.step(1e-3, adamw.grad_norm())
+        assert (before - weight).tolist() == pytest.approx([0.0 if step < 20 else 1e-3] * 2, rel=1e-4)
+
+
 def test_the_learner_reports_norm_and_rate_and_clips() -> None:
     learner = Learner(tiny_policy(), Optimizer(lr=1.0, schedule="linear", warmup=0.5, max_grad_norm=1e-3), total_steps=4)
     batches = three_batches()

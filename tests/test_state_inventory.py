@@ -19,7 +19,7 @@ from truing.losses.bradley_terry import BradleyTerry
 from truing.losses.dpo import DPO
 from truing.losses.nll import NLL
 from truing.models.heads import RewardModel
-from truing.models.lora import LoRA, add_lora
+from truing.models.lora import CRITIC, LoRA, add_lora
 from truing.models.policy import probe
 from truing.objectives import Imitation, PairedPreference, RewardRanking
 from truing.train.learner import Learner
@@ -28,7 +28,7 @@ from truing.train.optim import AdamW, Optimizer
 
 SAVED = {
     Learner: {"trained", "optimizer", "steps_taken", "skipped", "skipped_in_a_row"},
-    AdamW: {"masters", "first", "second", "steps"},
+    AdamW: {"masters", "first", "second", "steps", "missed"},
     TreeSource: {"steps_taken"},
     MovingReference: {"weights", "steps"},
     RunningMeans: {"desirable", "undesirable"},
@@ -62,9 +62,10 @@ NOT_SAVED = {
 
 
 def parts() -> tuple[Learner, TreeSource]:
-    """A reward model with adapters in bf16: frozen and trained parameters, with masters and without."""
+    """A reward model with adapters in bf16: frozen and trained parameters, with masters and without, some of which get no gradient."""
     model = make_tiny_llama(seed=1, tie=False).to(torch.bfloat16)
     add_lora(model, LoRA(rank=4), seed=0)
+    add_lora(model, LoRA(rank=4), seed=0, name=CRITIC)
     learner = Learner(RewardModel(probe(model).policy, seed=0), Optimizer(lr=1e-3, weight_decay=0.1), total_steps=6)
     return learner, TreeSource(random_trees(5), batch_size=2, micro_tokens=80, seed=3)
 

@@ -99,6 +99,7 @@ class Learner:
         return {
             "steps_taken": self.steps_taken,
             "optimizer_steps": self.optimizer.steps,
+            "optimizer_missed": dict(self.optimizer.missed),
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
@@ -111,7 +112,7 @@ class Learner:
             groups[group][name] = tensor
         for name, parameter in self.trained.items():
             parameter.copy_(groups["weights"][name])
-        self.optimizer.load_state(groups, int(state["optimizer_steps"]))
+        self.optimizer.load_state(groups, int(state["optimizer_steps"]), state["optimizer_missed"])
         self.steps_taken = int(state["steps_taken"])
         self.skipped = int(state["skipped"])
         self.skipped_in_a_row = int(state["skipped_in_a_row"])

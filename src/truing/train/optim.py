@@ -74,6 +74,8 @@ class AdamW:
         self.first = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
         self.second = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
         self.steps = 0
+        self.missed: dict[str, int] = {}
+        """Steps in which a parameter had no gradient, of those that ever had none: its moments are as young as its own steps."""
 
     def grad_norm(self) -> float:
         """Global L2 norm of the gradients, in fp32."""
@@ -95,6 +97,9 @@ class AdamW:
         for number, pieces in enumerate(self._groups()):
             self._update(pieces, lr, scale, noise[number * NOISE_STRIDE % AT_ONCE :] if noise is not None else None, scratch)
         self.steps += 1
+        for name, parameter in self.parameters.items():
+            if parameter.grad is None:
+                self.missed[name] = self.missed.get(name, 0) + 1
         self.drop_gradients()
 
     def _groups(self) -> Iterator[list[tuple[str, slice]]]:
@@ -150,7 +155,10 @@ class AdamW:
             first,
             second,
             [],
-            [torch.tensor(float(self.steps), device=weight.device) for weight in weights],
+            [
+                torch.tensor(float(self.steps - self.missed.get(name, 0)), device=weight.device)
+                for (name, _), weight in zip(pieces, weights, strict=True)
+            ],
             fused=True,
             amsgrad=False,
             beta1=s.beta1,
@@ -180,11 +188,12 @@ class AdamW:
         return {"first": self.first, "second": self.second, "masters": self.masters}
 
     @torch.no_grad()
-    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], steps: int) -> None:
+    def load_state(self, tensors: Mapping[str, Mapping[str, Tensor]], steps: int, missed: Mapping[str, int]) -> None:
         for group, mine in self.state_tensors().items():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[group][name])
         self.steps = steps
+        self.missed = dict(missed)
 
 
 def _round_stochastically(values: Float[Tensor, " weight"], noise: Int[Tensor, " weight"]) -> None:
