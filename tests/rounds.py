@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -25,7 +25,7 @@ from truing.rollouts.credit import GAE, CreditRule
 from truing.rollouts.kl_control import FixedKL, KLControl, KLRule
 from truing.rollouts.on_policy import OnPolicy, Rounds
 from truing.rollouts.sampler import Decoding
-from truing.rollouts.scoring import Reference
+from truing.rollouts.scoring import Reference, divergence
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
 from truing.train.replay import Replay, ReplayLearner
@@ -110,6 +110,7 @@ class Setup:
             Learner(self.model, settings, total_steps=self.steps, world=self.world),
             self.replay,
             self.control,
+            partial(divergence, policy, self.reference, temperature=self.temperature),
             micro_tokens=self.micro_tokens,
             seed=self.seed,
         )

@@ -248,23 +248,84 @@ def test_an_update_beyond_the_budget_is_taken_back_and_the_kl_becomes_dearer() -
 
 
 def test_an_update_within_the_budget_stays_and_its_kl_is_what_the_policy_has() -> None:
-    setup = Setup(replay=Replay(kl_budget=100.0), lr=1e-3)
+    """By both models' own logits: at each place of an answer the sum over the vocabulary; no trees, chunks or heads of ours."""
+    setup = Setup(replay=Replay(kl_budget=100.0), lr=1e-3, reward=failing, rounds=Rounds(samples=2))
     experience = setup.source.next()
     metrics = setup.learner.update(setup.objective, experience)
-    batch = TreeBatch.of(experience.trees)
-    with torch.no_grad():
-        now = setup.model.policy.log_probs(batch, temperature=0.8)
-    gap = now - batch.credit.reference
-    terms = (now - batch.credit.old).exp() * (torch.exp(-gap) - 1 + gap)
-    assert metrics["kl_after"] == pytest.approx(float(terms.sum()) / batch.responses, rel=1e-3)
+    sums = []
+    for policy in (setup.model.policy, setup.reference.policy):
+        policy.model.set_attn_implementation("eager")
+    for tree in experience.answers:
+        for branch in tree.branches:
+            row = torch.tensor([[*tree.trunk, *branch.tokens]])
+            with torch.no_grad():
+                now, start = (
+                    (policy.model(input_ids=row).logits[0] / 0.8).log_softmax(-1)[len(tree.trunk) - 1 : -1]
+                    for policy in (setup.model.policy, setup.reference.policy)
+                )
+            sums.append(float((now.exp() * (now - start)).sum()))
+    assert len(sums) == 8, "answers without a reward count as well"
+    assert metrics["kl_after"] == pytest.approx(sum(sums) / len(sums), rel=1e-3)
+    assert metrics["kl_after"] > 1e-3
     assert metrics["rejected"] == 0.0
 
 
-def test_an_update_that_leads_back_from_beyond_the_budget_is_kept() -> None:
-    setup = Setup(replay=Replay(kl_budget=1e-6), lr=1e-3)
+def punished(lr: float, replay: Replay) -> Setup:
+    """All that is said is bad, by far: no answer stays likely."""
+    return Setup(
+        credit=GAE(whiten=False),
+        reward=lambda rollouts: [-50.0] * len(rollouts),
+        loss=Reinforce(),
+        replay=replay,
+        max_tokens=5,
+        batch_size=6,
+        lr=lr,
+    )
+
+
+def test_a_budget_is_not_fooled_by_making_every_answer_unlikelier() -> None:
+    """Weighted by pi / pi_old such answers show at most 1 nat a token, so at most 5; by answers of its own the policy is beyond."""
+    figures = []
+    for lr in (1e-1, 2e-1, 4e-1, 8e-1):
+        free = punished(lr, Replay(epochs=8))
+        experience = free.source.next()
+        free.learner.update(free.objective, experience)
+        batch = TreeBatch.of(experience.trees)
+        with torch.no_grad():
+            now = free.model.policy.log_probs(batch, temperature=0.8)
+        moved = now - batch.credit.reference
+        weighted = float(((now - batch.credit.old).exp() * (torch.exp(-moved) - 1 + moved)).sum()) / batch.responses
+        figures.append((weighted, free.learner._measured(experience), free.source.next().metrics["kl"]))
+        if figures[-1][0] < 5.0 < min(figures[-1][1:]):
+            break
+    else:
+        raise AssertionError(f"no rate shows the trap: {figures}")
+    held = punished(lr, Replay(epochs=8, kl_budget=5.0))
+    start = held.weights()
+    metrics = held.run(1)[0]
+    assert metrics["kl_after"] == pytest.approx(figures[-1][1], rel=1e-3)
+    assert metrics["rejected"] == 1.0
+    assert all(torch.equal(start[name], value) for name, value in held.weights().items())
+    assert held.run(1)[0]["kl"] == 0.0
+
+
+def test_beyond_the_budget_an_update_that_leads_back_is_kept_and_one_that_leads_further_out_is_not() -> None:
+    """An update that fits the budget by the answers of one round may be beyond it by those of the next."""
+    setup = Setup(lr=1e-2, rounds=Rounds(missing_end_penalty=0.0, kl_in="loss", samples=2), kl=FixedKL(coefficient=0.0))
+    setup.run(3)
+    setup.learner.replay = Replay(kl_budget=1e-3)
+    away = setup.weights()
     experience = setup.source.next()
-    far = replace(experience, metrics={**experience.metrics, "kl_k3": 100.0})
-    assert setup.learner.update(setup.objective, far)["rejected"] == 0.0
+    out = setup.learner.update(setup.objective, experience)
+    before = setup.learner._measured(experience)
+    assert 1e-3 < before < out["kl_after"]
+    assert out["rejected"] == 1.0
+    assert all(torch.equal(away[name], value) for name, value in setup.weights().items())
+    back = setup.learner.update(setup.objective, replace(experience, kl_weight=100.0))
+    assert back["rejected"] == 1.0, "no further one"
+    assert 1e-3 < back["kl_after"] < before
+    assert not any(torch.equal(away[name], value) for name, value in setup.weights().items() if "norm" in name)
+    assert setup.learner._measured(experience) == pytest.approx(back["kl_after"])
 
 
 def test_epochs_end_once_the_policy_has_moved_too_far_from_its_samples() -> None:

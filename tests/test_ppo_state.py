@@ -36,6 +36,7 @@ NOT_SAVED = {
     ReplayLearner: {
         "replay": CONFIG,
         "control": "saved by the source, which shares it",
+        "divergence": "a function of the policy, which is the learner's, and of the reference, a fingerprint of the run",
         "micro_tokens": CONFIG,
         "seed": CONFIG,
     },

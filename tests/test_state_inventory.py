@@ -62,7 +62,7 @@ NOT_SAVED = {
 
 
 def parts() -> tuple[Learner, TreeSource]:
-    """A reward model with adapters in bf16: frozen and trained parameters, with masters and without, some of which get no gradient."""
+    """A reward model with adapters in bf16: parameters frozen and trained, with masters and without; some get no gradient."""
     model = make_tiny_llama(seed=1, tie=False).to(torch.bfloat16)
     add_lora(model, LoRA(rank=4), seed=0)
     add_lora(model, LoRA(rank=4), seed=0, name=CRITIC)

@@ -60,6 +60,18 @@ def token_entropies(
     return torch.cat([cast(Tensor, checkpoint(of, rows, use_reentrant=False)) for rows in chunks])
 
 
+def token_distributions(
+    hidden: Float[Tensor, "scored width"],
+    weight: Float[Tensor, "vocabulary width"],
+    *,
+    bias: Float[Tensor, " vocabulary"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Float[Tensor, "scored vocabulary"]:
+    """log softmax of the logits of `token_log_probs`, whole: for so few tokens at once that it may be held."""
+    return _logits(hidden, weight, bias, scale, softcap)[0].log_softmax(-1)
+
+
 NEAREST_TO_CERTAIN = 1e-7
 """Probabilities above 1 - 1e-7 are taken for it by `log1mexp`: fp32 cannot tell them from 1."""
 LARGEST_EXPONENT = 30.0

@@ -14,6 +14,8 @@ class Experience:
     """Counted from 0."""
     trees: tuple[Tree, ...]
     """This rank's; `key` is the prompt's number in the round. Prompts none of whose answers has a reward have no tree."""
+    answers: tuple[Tree, ...]
+    """All answers to this rank's prompts, also those without a reward; no credit. Where the KL is measured that a budget is for."""
     prompts: int
     """Prompts of the round, on all ranks together."""
     kl_weight: float

@@ -4,7 +4,7 @@ Two layouts give the same numbers. `tree`: one packed row, the prompt computed o
 its own prompt in a padded row, for models whose layers cannot be told who sees whom. `probe` finds out by numbers, not by names.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from truing.data.tree import Branch, Tree, TreeBatch
-from truing.functional import segment_sum, token_entropies, token_log_collision, token_log_probs
+from truing.functional import segment_sum, token_distributions, token_entropies, token_log_collision, token_log_probs
 from truing.memory import large_blocks_apart
 from truing.models import attention
 from truing.models.fused import fuse
@@ -74,6 +74,11 @@ class Policy(nn.Module):
     def head_weight(self) -> Tensor:
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that have a logit."""
+        return int(self.head_weight.shape[0])
 
     @property
     def width(self) -> int:
@@ -155,6 +160,22 @@ class Policy(nn.Module):
         hidden = self.hidden(batch, batch.source, batch.response)
         head = self._head()
         return token_entropies(hidden, head.weight, bias=head.bias, scale=1.0 / temperature, softcap=head.softcap)
+
+    def distributions(self, batch: TreeBatch, *, temperature: float = 1.0) -> Callable[[slice], Float[Tensor, "scored vocabulary"]]:
+        """The whole distribution that each scored token is of: asked for a slice of scored tokens, log pi of every token, in fp32.
+
+        Hidden states are computed here, logits when they are asked for.
+        """
+        if not self.chunked_head:
+            self._within_reach(batch)
+            rows, mask = _padded(batch)
+            logits = self.model(input_ids=rows, attention_mask=mask, use_cache=False).logits
+            kept = logits[batch.response, batch.positions[batch.source]]
+            return lambda places: (kept[places].float() / temperature).log_softmax(-1)
+        hidden, head = self.hidden(batch, batch.source, batch.response), self._head()
+        return lambda places: token_distributions(
+            hidden[places], head.weight, bias=head.bias, scale=1.0 / temperature, softcap=head.softcap
+        )
 
     def _within_reach(self, batch: TreeBatch) -> None:
         if self.reach is not None:

@@ -101,17 +101,6 @@ class PolicyGradient:
             metrics["kl_loss"] = Mean.over(kl)
         return total, metrics
 
-    @torch.no_grad()
-    def divergence(self, model: ActorCritic, batch: TreeBatch) -> Mean:
-        """KL(pi, pi_ref) of a response, now, by the responses of an older policy: the sum over tokens of rho_t k3_t.
-
-        rho_t = pi / pi_old of the token makes each term unbiased for the divergence in its state; states are the older policy's.
-        """
-        assert batch.credit is not None
-        log_probs = model.policy.log_probs(batch, temperature=self.temperature)
-        terms = (log_probs - batch.credit.old).exp() * kl_k3(log_probs, batch.credit.reference)
-        return Mean(float(terms.double().sum()), float(batch.responses))
-
 
 def _ratio_metrics(log_ratio: Tensor, difference: Tensor) -> dict[str, Mean]:
     """Of the actions: the ratio and its variance about 1. Of the tokens: KL(pi_old, pi) by samples of pi_old."""

@@ -7,6 +7,7 @@ What is held in memory is said at the start; the settings of the named methods a
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,7 @@ from truing.rollouts.credit import CREDITS, GAE, CreditRule
 from truing.rollouts.kl_control import KL_RULES, FixedKL, KLControl, KLRule
 from truing.rollouts.on_policy import OnPolicy, Rounds
 from truing.rollouts.sampler import Decoding
-from truing.rollouts.scoring import Reference
+from truing.rollouts.scoring import Reference, divergence
 from truing.runs.run import Run
 from truing.runs.sinks import Sink
 from truing.statistics import bootstrap_mean, paired_difference, shown
@@ -162,6 +163,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             *found.lines(),
             *_held_in_memory(config),
             *lines_of(reward, reference.policy),
+            *_of_the_budget(config),
             *([f"runs in the plain layout: {reason}"] if reason else []),
         ]:
             run.message(line)
@@ -195,7 +197,8 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             sampler=sampler_of(config.sampler, drawing, stack),
         )
         learner = Learner(model, config.optimizer, total_steps=run.max_steps, world=world)
-        replay = ReplayLearner(learner, config.replay, control, micro_tokens=config.micro_tokens, seed=config.seed)
+        apart = partial(divergence, policy, reference, temperature=config.answers.temperature)
+        replay = ReplayLearner(learner, config.replay, control, apart, micro_tokens=config.micro_tokens, seed=config.seed)
         held_out = HeldOutAnswers(
             questions=_questions(found), reward=reward, decoding=config.answers, chat=chat, seed=config.seed, world=world
         )

@@ -29,7 +29,7 @@ class KLRule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedKL:
-    """beta stays what it is, unless a budget is overrun."""
+    """beta stays what it is, unless a budget is overrun; 0 stays 0 then, too."""
 
     coefficient: Annotated[float, Field(ge=0)] = 0.05
     """beta, the price of a nat. Customary: 0.01 to 0.2; 0.05 for summaries (Huang et al. 2024, arXiv 2403.17031)."""

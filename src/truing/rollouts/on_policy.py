@@ -172,6 +172,7 @@ class OnPolicy:
         return Experience(
             round=number,
             trees=trees,
+            answers=tuple(tree_of([one.rollout for one in group], place) for place, group in zip(numbers, scored, strict=True)),
             prompts=prompts,
             kl_weight=weight if self.rounds.kl_in == "loss" else 0.0,
             critic_only=number < self.rounds.critic_warmup,

@@ -4,7 +4,7 @@ Sampling and scoring are two programs that must compute one distribution. `compa
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,9 @@ NEARER, ENOUGH = 2, 100
 """So many times nearer to the reference than to the scorer, over so many tokens, a sampler has not got the weights: rounding pulls
 to neither, so this tells long before the difference is beyond rounding in bf16."""
 
+HELD = 1 << 22
+"""Log-probabilities of one model held at once by `divergence`: 16 MiB."""
+
 
 class Reference:
     """pi_ref, the policy as it stood at the start: the live model with its adapters off, or a frozen copy where it has none."""
@@ -42,6 +45,12 @@ class Reference:
         """log pi_ref of each scored token."""
         with adapter_off(self.policy.model):
             return self.policy.log_probs(batch, temperature=temperature)
+
+    @torch.no_grad()
+    def distributions(self, batch: TreeBatch, *, temperature: float) -> Callable[[slice], Float[Tensor, "scored vocabulary"]]:
+        """The whole distribution that each scored token is of, as `Policy.distributions` gives it."""
+        with adapter_off(self.policy.model):
+            return self.policy.distributions(batch, temperature=temperature)
 
     def check(self) -> None:
         """Raises when the reference is no longer what it was: training has written where it must not."""
@@ -105,6 +114,25 @@ def score(
                 found[tree.key].append(Scored(rollout=rollout, old=mine, reference=its, values=value, after=behind))
         give_back()
     return found
+
+
+@torch.no_grad()
+def divergence(policy: Policy, reference: Reference, batch: TreeBatch, *, temperature: float) -> Mean:
+    """KL(pi, pi_ref) of a response: at each of its tokens the sum over the vocabulary, added up over the tokens.
+
+    The Rao-Blackwellised estimate of Amini, Vieira and Cotterell (2025, arXiv 2504.10637): unbiased where pi said the responses,
+    and never below 0. Which tokens were said decides the states alone, so where an older policy said them no change of their
+    probabilities can hide a divergence.
+    """
+    mine, its = policy.distributions(batch, temperature=temperature), reference.distributions(batch, temperature=temperature)
+    at_once = max(1, HELD // policy.vocabulary)
+    total = 0.0
+    for start in range(0, len(batch.target), at_once):
+        here = slice(start, start + at_once)
+        log_probs, of_reference = mine(here), its(here)
+        total += float((log_probs.exp() * (log_probs - of_reference)).sum(dtype=torch.float64))
+    give_back()
+    return Mean(total, float(batch.responses))
 
 
 class SamplerDiffersError(ValueError):

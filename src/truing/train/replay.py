@@ -2,7 +2,7 @@
 led too far. One step of the loop is one round.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -36,7 +36,13 @@ class Replay:
     target_kl: Annotated[float, Field(gt=0)] | None = None
     """The passes end after a minibatch whose k3 estimate of KL(pi_old, pi) per token is above 1.5 times this; null never does."""
     kl_budget: Annotated[float, Field(gt=0)] | None = None
-    """Nats of KL from the reference, a response, that no update may lead beyond: it is taken back, beta raised; null allows all."""
+    """Nats of KL from the reference, a response, that no update may lead beyond: it is taken back, beta raised (a beta of 0 stays
+    0); null allows all. Customary: 5 to 20."""
+
+
+Divergence = Callable[[TreeBatch], Mean]
+Kept = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and counts of a learner."""
 
 
 @runtime_checkable
@@ -49,12 +55,16 @@ class Raised(Protocol):
 
 
 class ReplayLearner:
-    """Example: `ReplayLearner(learner, Replay(epochs=4), control, micro_tokens=2048, seed=0).update(objective, experience)`."""
+    """Example: `ReplayLearner(learner, Replay(), control, divergence, micro_tokens=2048, seed=0).update(objective, experience)`."""
 
-    def __init__(self, learner: Learner, replay: Replay, control: Raised, *, micro_tokens: int, seed: int) -> None:
+    def __init__(
+        self, learner: Learner, replay: Replay, control: Raised, divergence: Divergence, *, micro_tokens: int, seed: int
+    ) -> None:
         self.learner = learner
         self.replay = replay
         self.control = control
+        self.divergence = divergence
+        """KL(pi, pi_ref) of the policy that is trained, as it is now, on the responses of a batch."""
         self.micro_tokens = micro_tokens
         self.seed = seed
         self.rejected = 0
@@ -79,10 +89,7 @@ class ReplayLearner:
         metrics |= {"updates": float(len(steps)), "stopped_early": float(stopped)}
         if budget is not None:
             assert before is not None
-            metrics["kl_after"] = self._divergence(objective, experience)
-            # one that leads back from beyond is welcome, or a policy that chance has put there could never return
-            if not metrics["kl_after"] <= max(budget, experience.metrics["kl_k3"]):
-                self._take_back(before)
+            metrics["kl_after"] = self._held_to(budget, experience, before) if steps else self._measured(experience)
             metrics["rejected"] = float(self.rejected)
         return {**experience.metrics, **metrics}
 
@@ -111,24 +118,41 @@ class ReplayLearner:
         assert isinstance(model, ActorCritic)
         return [TreeBatch.of(group, model.policy.device) for group in pack(trees, self.micro_tokens)]
 
-    def _divergence(self, objective: PolicyGradient, experience: Experience) -> float:
-        """KL from the reference after the update, by this round's answers."""
-        model = self.learner.model
-        assert isinstance(model, ActorCritic)
-        parts = [{"kl": objective.divergence(model, batch)} for batch in self._batches(experience.trees)]
-        return averaged(self.world.gather(parts)).get("kl", 0.0)
+    def _held_to(self, budget: float, experience: Experience, before: Kept) -> float:
+        """Takes the update back where it led beyond the budget; returns the KL that it led to, by all answers of the round.
 
-    def _kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        Of a policy that is beyond the budget already, as the answers of a new round may show, an update that leads back stays.
+        """
+        after = self._measured(experience)
+        if after <= budget:
+            return after
+        self._exchange(before)
+        if after < self._measured(experience):
+            self._exchange(before)
+            return after
+        _, counts = before
+        going_on = {"steps_taken": self.learner.steps_taken, "skipped": self.learner.skipped}
+        self.learner.load_state(self.learner.state_tensors(), {**counts, **going_on})
+        self.rejected += 1
+        self.control.raise_()
+        return after
+
+    def _measured(self, experience: Experience) -> float:
+        parts = [{"kl": self.divergence(batch)} for batch in self._batches(experience.answers)]
+        return averaged(self.world.gather(parts))["kl"]
+
+    def _kept(self) -> Kept:
         """Weights and optimizer as they are now, to go back to."""
         return {name: tensor.clone() for name, tensor in self.learner.state_tensors().items()}, dict(self.learner.state_dict())
 
     @torch.no_grad()
-    def _take_back(self, before: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
-        """Weights and optimizer as they were; the schedule goes on, and the KL becomes dearer."""
-        tensors, state = before
-        self.learner.load_state(tensors, {**state, "steps_taken": self.learner.steps_taken, "skipped": self.learner.skipped})
-        self.rejected += 1
-        self.control.raise_()
+    def _exchange(self, before: Kept) -> None:
+        """Weights and optimizer as they were, and `before` what they are now: one by one, or memory would double."""
+        tensors, _ = before
+        for name, tensor in self.learner.state_tensors().items():
+            now = tensor.clone()
+            tensor.copy_(tensors[name])
+            tensors[name].copy_(now)
 
     def state_tensors(self) -> Mapping[str, Tensor]:
         return self.learner.state_tensors()
