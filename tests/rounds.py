@@ -83,6 +83,7 @@ class Setup:
         self.model = ActorCritic(policy, critic)
         self.reference = Reference(policy)
         self.rows: list[Mapping[str, object]] = []
+        self.warnings: list[str] = []
         self.control = KLControl(self.kl)
         trees = [Tree(trunk=trunk, branches=(), key=key) for key, trunk in enumerate(TRUNKS)]
         records = [
@@ -104,6 +105,7 @@ class Setup:
             decode=lambda tokens: " ".join(str(token) for token in tokens if token not in STOP),
             world=self.world,
             record=self.rows.append,
+            warn=self.warnings.append,
         )
         settings = Optimizer(lr=self.lr, eps=1e-5, schedule="linear", warmup=0.0)
         self.learner = ReplayLearner(

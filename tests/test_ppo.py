@@ -18,7 +18,7 @@ from truing.objectives import PolicyGradient, averaged
 from truing.parallel.world import World
 from truing.recipes.ppo import Config
 from truing.records import Completion, Message, Prompt, Rollout
-from truing.rewards.base import Failure
+from truing.rewards.base import Failure, WeightedSum
 from truing.rollouts import on_policy
 from truing.rollouts.credit import GAE, BatchMean, GroupMean, Judged, LeaveOneOut
 from truing.rollouts.kl_control import AdaptiveKL, FixedKL, KLControl
@@ -387,10 +387,40 @@ def test_a_bad_reward_stops_the_run_where_that_is_asked_for() -> None:
         setup.source.next()
 
 
-def test_a_round_without_any_reward_is_an_error() -> None:
-    setup = Setup(reward=lambda rollouts: [Failure(fault="raised", text="KeyError: 'x'")] * len(rollouts))
-    with pytest.raises(BadRewardError, match=r"round 1: no answer has a reward .*KeyError: 'x'.*; mend the reward function"):
-        setup.source.next()
+def broken(rollouts: Sequence[Rollout]) -> list[float | Failure]:
+    return [Failure(fault="raised", text="KeyError: 'x'")] * len(rollouts)
+
+
+@pytest.mark.parametrize("credit", CREDITS, ids=lambda credit: type(credit).__name__)
+def test_a_round_without_any_reward_is_counted_named_and_not_learnt_from(credit: object) -> None:
+    """As where a round's only answer hangs. The KL budget is held to all answers, and here nothing moves."""
+    setup = Setup(credit=credit, rounds=Rounds(samples=2), replay=Replay(kl_budget=1.0))
+    whole = setup.source.reward
+    before = setup.weights()
+    for number in (1, 2):
+        setup.source.reward = WeightedSum(parts={"low": broken}, weights={"low": 1.0})
+        metrics = setup.run(1)[0]
+        assert (metrics["unrewarded"], metrics["bad_rewards"], metrics["updates"]) == (number, 1.0, 0.0)
+        assert "explained_variance" not in metrics
+        assert all(torch.equal(before[name], value) for name, value in setup.weights().items())
+        told = f"round {number}: no answer has a reward (low raised: KeyError: 'x'); nothing is learnt from it"
+        assert setup.warnings[-1] == told
+    assert setup.learner.learner.steps_taken == 2, "the schedule goes on"
+    setup.source.reward = whole
+    assert setup.run(1)[0]["unrewarded"] == 2.0
+    assert len(setup.warnings) == 2
+    assert not all(torch.equal(before[name], value) for name, value in setup.weights().items())
+
+
+def test_three_rounds_in_a_row_without_any_reward_end_the_run_also_where_it_goes_on_between() -> None:
+    setup = Setup(reward=broken)
+    setup.run(2)
+    again = Setup(reward=broken)
+    again.source.load_state({}, setup.source.state_dict())
+    with pytest.raises(
+        BadRewardError, match=r"round 3: .*KeyError: 'x'.*the 2 rounds before; mend the reward, and the same command"
+    ):
+        again.source.next()
 
 
 def test_a_group_of_equals_is_counted_and_teaches_nothing() -> None:

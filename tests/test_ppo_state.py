@@ -13,7 +13,7 @@ from truing.train.replay import Replay, ReplayLearner
 
 CONFIG = "from the config, which may not change"
 SAVED = {
-    OnPolicy: {"prompts", "control", "combination"},
+    OnPolicy: {"prompts", "control", "combination", "unrewarded", "unrewarded_in_a_row"},
     ReplayLearner: {"learner", "rejected"},
     KLControl: {"coefficient"},
     Combination: {"running", "coefficients"},
@@ -31,6 +31,7 @@ NOT_SAVED = {
         "decode": "the tokenizer's, a fingerprint of the run",
         "world": "the processes are those of this start",
         "record": "a log that the run cuts back",
+        "warn": "where the user reads",
         "sampler": "from the config; brought to the policy's weights before each round",
     },
     ReplayLearner: {

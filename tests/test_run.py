@@ -349,6 +349,7 @@ HARMLESS = [
     ("logging.level", "debug"),
     ("logging.console", False),
     ("logging.new", 1),
+    ("reward_changed", True),
 ]
 SERIOUS = [
     *(
@@ -397,6 +398,19 @@ def test_keys_of_the_maths_may_not_change(key: str, value: object, tmp_path: Pat
         assert f"  {key}: {shown} -> {value!r}\n" in str(refused.value)
     assert f"choose another run folder, or delete {tmp_path} to start over" in str(refused.value)
     opened(tmp_path).close()
+
+
+def test_a_reward_may_be_another_where_a_setting_says_so_and_that_is_the_remedy(tmp_path: Path) -> None:
+    opened(tmp_path, fingerprints={"data": "a", "reward mine": "b"}).close()
+    changed = {"data": "a", "reward mine": "c"}
+    with pytest.raises(RunDiffersError, match=r"reward mine \(by hash\): 'b' -> 'c'(?s:.)* set reward_changed=true\."):
+        opened(tmp_path, fingerprints=changed)
+    admitting = with_key("reward_changed", True)
+    with pytest.raises(RunDiffersError, match="data ") as refused:
+        opened(tmp_path, admitting, fingerprints={**changed, "data": "b"})
+    assert "reward_changed" not in str(refused.value)
+    opened(tmp_path, admitting, fingerprints=changed).close()
+    opened(tmp_path, fingerprints=changed).close()  # it is the run's own now
 
 
 def test_all_differing_keys_are_named_at_once_and_int_and_float_are_one(tmp_path: Path) -> None:

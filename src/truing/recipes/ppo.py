@@ -95,6 +95,9 @@ class Config(Shared):
     """Parts that are not summed but kept above a mean: constraints.harmless.at_least=0.9."""
     reward_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Longest that one part may take for one answer, waits for a free processor not counted; then it counts as hung."""
+    reward_changed: bool = False
+    """Let a run go on whose rewards are no longer those that it began with (another file of yours, other weights); what was learnt
+    stays learnt."""
     answers: Decoding = field(default_factory=lambda: Decoding(max_tokens=64, temperature=1.0))
     """How answers are drawn: from the whole distribution, logits divided by the temperature, here as in every log-probability."""
     sampler: Annotated[DrawnBy, OneOf(SAMPLERS)] = field(default_factory=Local)
@@ -194,6 +197,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             decode=chat.decode,
             world=world,
             record=run.sample,
+            warn=partial(run.message, level="warning"),
             sampler=sampler_of(config.sampler, drawing, stack),
         )
         learner = Learner(model, config.optimizer, total_steps=run.max_steps, world=world)

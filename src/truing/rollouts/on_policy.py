@@ -44,17 +44,24 @@ class Rounds:
     critic_warmup: Annotated[int, Field(ge=0)] = 0
     """First rounds in which the critic alone learns."""
     on_bad_reward: Literal["drop", "stop"] = "drop"
-    """Whether an answer whose reward raised, hung or is not a number is counted and left out, or ends the run."""
+    """Whether an answer whose reward raised, hung or is not a number is counted and left out, or ends the run. A round without any
+    reward is then counted, named and not learnt from; the third in a row ends the run, since the reward must be broken."""
     sampler_tolerance: Annotated[float, Field(gt=0)] | None = None
     """Mean difference of log-probabilities that sampler and scorer may have; null is 0.001 in fp32 and 0.2 in bf16."""
 
 
+MAX_UNREWARDED_IN_A_ROW = 3
+FEWEST, BELOW = 8, 4.0
+"""Answers, and standard errors below 0, from which on a mean k1 cannot be chance: a KL is not negative."""
+
+
 class BadRewardError(ValueError):
-    """A reward could not be had, and the run is to stop there, or all of a round's could not."""
+    """A reward could not be had, and the run is to stop there, or those of several rounds in a row could not."""
 
 
 class OnPolicy:
-    """Yields one `Experience` after another. Its state: how far in the prompts, the KL's coefficient, what rewards came to."""
+    """Yields one `Experience` after another. Its state: how far in the prompts, the KL's coefficient, what rewards came to, rounds
+    without any."""
 
     def __init__(
         self,
@@ -73,6 +80,7 @@ class OnPolicy:
         decode: Decode,
         world: World,
         record: Callable[[Mapping[str, object]], None],
+        warn: Callable[[str], None],
         sampler: Sampler | None = None,
     ) -> None:
         self.prompts = prompts
@@ -92,6 +100,10 @@ class OnPolicy:
         self.world = world
         self.record = record
         """Takes a line of samples.jsonl."""
+        self.warn = warn
+        """Tells the user."""
+        self.unrewarded = self.unrewarded_in_a_row = 0
+        """Rounds of which no answer had a reward."""
         self.sampler = sampler or LocalSampler(policy=model.policy)
         """Draws the answers: the policy itself, or a program that is brought to its weights before each round."""
 
@@ -162,10 +174,11 @@ class OnPolicy:
             {"sampler_gap": gap} if self.world.rank == 0 else {},
         ]
         metrics = averaged(self.world.gather(parts))
-        if "reward" not in metrics:
-            problems = "; ".join(sorted({reward.problem for reward in rewards})) or "see the other ranks"
-            raise BadRewardError(f"round {number + 1}: no answer has a reward ({problems}); mend the reward function")
-        metrics |= _explained(kept, given, self.world) if self.credit.needs_critic else {}
+        self._count(number, rewards, rewarded="reward" in metrics)
+        self._doubt(number, [one.kl for group in scored for one in group])
+        metrics["unrewarded"] = float(self.unrewarded)
+        if self.credit.needs_critic and "reward" in metrics:
+            metrics |= _explained(kept, given, self.world)
         metrics["kl_coefficient"] = weight
         metrics["prompts"] = float(prompts)
         self.control.observe(kl=metrics["kl"], episodes=prompts * self.rounds.samples)
@@ -197,6 +210,31 @@ class OnPolicy:
         if bad:
             raise BadRewardError(f"{bad[0]}; mend the reward, or set rounds.on_bad_reward=drop to leave such answers out")
 
+    def _count(self, number: int, rewards: Sequence[Reward], *, rewarded: bool) -> None:
+        """Counts and names a round without any reward. Raises BadRewardError, on every rank, for the third in a row."""
+        if rewarded:
+            self.unrewarded_in_a_row = 0
+            return
+        self.unrewarded += 1
+        self.unrewarded_in_a_row += 1
+        problems = "; ".join(sorted({reward.problem for reward in rewards})) or "see the other ranks"
+        if self.unrewarded_in_a_row == MAX_UNREWARDED_IN_A_ROW:
+            raise BadRewardError(
+                f"round {number + 1}: no answer has a reward ({problems}), as in the {MAX_UNREWARDED_IN_A_ROW - 1} rounds before;"
+                " mend the reward, and the same command goes on (with reward_changed=true where its file or model is another now)"
+            )
+        self.warn(f"round {number + 1}: no answer has a reward ({problems}); nothing is learnt from it")
+
+    def _doubt(self, number: int, kls: Sequence[float]) -> None:
+        """Warns of a mean k1 that is below 0 beyond chance."""
+        mean, variance, count = moments(torch.tensor(kls), self.world.sum)
+        error = math.sqrt(variance / max(1.0, count - 1))
+        if count >= FEWEST and mean < -BELOW * error:
+            self.warn(
+                f"round {number + 1}: the KL from the reference is {mean:.3g} +- {error:.2g}, and none is below 0: the answers are"
+                " not drawn from the policy that scores them; look at sampler_gap"
+            )
+
     def _write(
         self, number: int, numbers: Sequence[int], flat: Sequence[Scored], rewards: Sequence[Reward], scores: Sequence[float]
     ) -> None:
@@ -217,12 +255,14 @@ class OnPolicy:
             "prompts": self.prompts.state_dict(),
             "control": self.control.state_dict(),
             "combination": self.combination.state_dict(),
+            "unrewarded": [self.unrewarded, self.unrewarded_in_a_row],
         }
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.prompts.load_state({}, state["prompts"])
         self.control.load_state(state["control"])
         self.combination.load_state(state["combination"])
+        self.unrewarded, self.unrewarded_in_a_row = map(int, state["unrewarded"])
 
 
 def _judged(scored: Sequence[Sequence[Scored]], scores: Sequence[float]) -> list[list[Judged]]:

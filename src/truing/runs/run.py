@@ -69,10 +69,11 @@ class CheckpointStore(Protocol):
 class RunDiffersError(ValueError):
     """The run was started with other settings: the text names each key, its old and its new value."""
 
-    def __init__(self, folder: Path, changes: Mapping[str, tuple[object, object]]) -> None:
+    def __init__(self, folder: Path, changes: Mapping[str, tuple[object, object]], settings: Sequence[str] = ()) -> None:
         self.keys = tuple(changes)
         lines = [f"  {key}: {_short(old)} -> {_short(new)}" for key, (old, new) in changes.items()]
         remedy = f"Take them back to continue, choose another run folder, or delete {folder} to start over."
+        remedy += "".join(f" To go on with the new one all the same, set {setting}=true." for setting in settings)
         super().__init__(
             "\n".join([f"{folder}: was started with other settings, so continuing would mix two runs:", *lines, remedy])
         )
@@ -94,10 +95,12 @@ class Run:
         *("run.save_every", "run.keep", "run.logging.*", "train.save_every", "train.keep"),
         *("on_failure", "people.file", "*endpoint.key_variable", "*endpoint.seconds", "*endpoint.retries", "*endpoint.wait"),
         *("*endpoint.longest_wait", "*endpoint.concurrent", "*endpoint.input_price", "*endpoint.output_price"),
-        *("sampler.endpoint.url", "sampler.memory_share"),
+        *("sampler.endpoint.url", "sampler.memory_share", "reward_changed"),
     )
     """Dotted config keys (with `*`) that may change when a run continues, no other may: where and how often to write, how patiently
     a server is asked, what comes later, where a sampler is (what it says is held against the policy in every round)."""
+    ADMITTED: ClassVar[Mapping[str, str]] = {"reward * (by hash)": "reward_changed"}
+    """What may be another where a setting says so: what a reward is worth to a run is for the user to know."""
 
     def __init__(self, folder: Path, lock: RunLock | None, store: CheckpointStore, sinks: Sequence[Sink], largest: Largest) -> None:
         self.folder = folder
@@ -195,9 +198,16 @@ class Run:
             **changes(_named(read.read_json(self.folder / read.FINGERPRINTS)), _named(fingerprints)),
             **changes({"max_steps": before.max_steps}, {"max_steps": self.max_steps}),
         }
-        serious = {key: change for key, change in found.items() if not any(fnmatchcase(key, free) for free in self.HARMLESS)}
+        admitted = {pattern for pattern, setting in self.ADMITTED.items() if config.get(setting)}
+        serious = {
+            key: change for key, change in found.items() if not any(fnmatchcase(key, free) for free in (*self.HARMLESS, *admitted))
+        }
         if serious:
-            raise RunDiffersError(self.folder, serious)
+            settings = [name for pattern, name in self.ADMITTED.items() if any(fnmatchcase(key, pattern) for key in serious)]
+            raise RunDiffersError(self.folder, serious, settings)
+        for key in (key for key in found if any(fnmatchcase(key, pattern) for pattern in admitted)):
+            self._say(f"{key} is another after step {before.step}", "warning")
+            self.write(read.FINGERPRINTS, fingerprints)
         self._step = before.step
         if before.state == "finished":
             self._state = "finished"
