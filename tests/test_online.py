@@ -97,6 +97,7 @@ def test_rounds_end_once_so_many_in_a_row_have_not_gained() -> None:
         (("by=shown", "learn=best_of_n"), "by=shown knows pairs only"),
         (("by=judge", "samples=1"), "set samples to 2 or more"),
         (("by=judge", "learn=ppo"), "needs a reward"),
+        (("by=judge", "learn=ppo", "optimizer.lr=1e-4"), "learn=ppo has its own: set policy.optimizer.lr"),
         (("by=judge", "labelling.form=ranking"), "labelling.form=ranking is not for learn=preferences"),
         (("by=judge", "answers.temperature=0"), "set it to 1"),
     ],
@@ -130,6 +131,7 @@ WAYS = {
     "RLOO against a reward model of round 1": (
         "learn=rloo",
         "policy.steps=2",
+        "policy.optimizer.lr=1e-3",
         "reward_model.every=2",
         "reward_model.optimizer.lr=1e-3",
     ),
@@ -141,6 +143,8 @@ def test_rounds_keep_what_they_sampled_and_labelled_and_their_models(
     way: str, common: list[str], truing: Truing, tmp_path: Path
 ) -> None:
     argv = [*common, *WAYS[way], f"run={tmp_path / 'run'}"]
+    if way == "RLOO against a reward model of round 1":
+        argv.remove("optimizer.lr=1e-3")
     if way in ("self-play", "a constitution"):
         argv = [one for one in argv if not one.startswith("by.parts") and one != "by=reward"]
     if way == "self-play":
@@ -186,6 +190,9 @@ def test_rounds_keep_what_they_sampled_and_labelled_and_their_models(
     if way == "RLOO against a reward model of round 1":
         assert (tmp_path / "run" / "round-1" / "reward_model" / "result.json").is_file()
         assert not (tmp_path / "run" / "round-2" / "reward_model").exists()
+        config = json.loads((tmp_path / "run" / "round-1" / "train" / "config.json").read_bytes())
+        told = [config["optimizer"][name] for name in ("lr", "eps", "schedule", "warmup")]
+        assert told == [1e-3, 1e-5, "linear", 0.0], "trap 21 holds here too"
         assert "long" not in (tmp_path / "run" / "round-2" / "train" / "samples.jsonl").read_text().splitlines()[0]
     again, _, _ = truing(*argv)
     assert again == 0

@@ -202,7 +202,7 @@ def test_group_credit_spreads_one_advantage_over_all_tokens_and_takes_the_kl_of_
 
 def test_trap_21_eps_is_1e_5_and_the_rate_falls_in_a_line_to_0_round_by_round() -> None:
     """Four rounds of two epochs: one rate a round, lr, 3/4, 1/2 and 1/4 of it, whatever the optimizer steps in them."""
-    default = Config.__dataclass_fields__["optimizer"].default_factory()
+    default = Config.__dataclass_fields__["optimizer"].default
     assert (default.eps, default.schedule, default.warmup) == (1e-5, "linear", 0.0)
     setup = Setup(replay=Replay(epochs=2, minibatches=2), lr=1e-3, steps=4)
     assert [metrics["lr"] for metrics in setup.run(4)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])

@@ -230,7 +230,7 @@ class _Rounds:
         base = {
             **preset,
             **resolved_of(Shared(**shared)),
-            "optimizer": resolved_of(config.optimizer),
+            "optimizer": resolved_of(steps.optimizer),
             "reward": reward,
             "answers": resolved_of(config.answers),
             "rounds": {**preset.get("rounds", {}), "samples": config.samples},

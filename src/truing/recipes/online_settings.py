@@ -11,13 +11,14 @@ from truing.losses import PAIR_LOSSES, PairLoss
 from truing.losses.dpo import DPO
 from truing.parallel.world import World
 from truing.recipes.round_data import Shown
-from truing.recipes.settings import Optimizer, Shared
+from truing.recipes.settings import OF_POLICIES, Optimizer, Shared
 from truing.recipes.writers import ORDERS, By, ByReward
 from truing.rewards.base import Aggregate
 from truing.rollouts.kl_control import KL_RULES, KLRule
 from truing.rollouts.sampler import Decoding
 from truing.train.replay import Replay
 
+OF_DATA = Optimizer(lr=1e-6)
 FROM_DATA = ("preferences", "best_of_n")
 """Ways to learn from the round's records; all others sample and learn by a reward."""
 ORDERERS: dict[str, type] = {**ORDERS, "shown": Shown}
@@ -51,13 +52,15 @@ class PolicySteps:
     """How the KL's coefficient goes; null is the method's own way. The KL is against the model that the round began with."""
     replay: Replay | None = None
     """How each batch is learnt from; null is the method's own way."""
+    optimizer: Optimizer = OF_POLICIES
+    """The optimizer of policy and critic, as in `truing train ppo`; for LoRA take ten to a hundred times the rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Shared):
     """Settings of `truing train online`. data holds the prompts; those held out tell whether a round has gained.
 
-    epochs, batch_size, max_steps, optimizer, lora and save_every are of each round's training.
+    epochs, batch_size, max_steps, optimizer (or policy.optimizer), lora and save_every are of each round's training.
     """
 
     rounds: Annotated[int, Field(gt=0)] = 3
@@ -87,8 +90,9 @@ class Config(Shared):
     """Train a reward model on the labels (reward_model.every=2); null orders every round's answers by `by`."""
     patience: Annotated[int, Field(gt=0)] | None = 1
     """Rounds in a row without a gain on the held-out prompts after which the rounds end; null goes on to the last."""
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=1e-6))
-    """The optimizer of each round; for LoRA take ten to a hundred times the rate."""
+    optimizer: Optimizer = OF_DATA
+    """The optimizer of each round where learn is preferences or best_of_n (else policy.optimizer, and this is left as it is); for
+    LoRA take ten to a hundred times the rate."""
 
 
 def due(config: Config, number: int) -> bool:
@@ -112,5 +116,9 @@ def check(config: Config) -> None:
             )
     elif preferences and config.samples < 2:
         raise ValueError("a pair needs two answers: set samples to 2 or more")
+    if learns_by_reward and config.optimizer != OF_DATA:
+        raise ValueError(
+            f"optimizer is for learn=preferences and best_of_n, and learn={config.learn} has its own: set policy.optimizer.lr"
+        )
     if learns_by_reward and config.reward_model is None and not isinstance(config.by, ByReward):
         raise ValueError(f"learn={config.learn} needs a reward: set by=reward, or train one on the labels (reward_model.every=1)")

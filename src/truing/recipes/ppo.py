@@ -32,7 +32,7 @@ from truing.recipes.preflight import preflight, refuse
 from truing.recipes.reward_folder import load_reward_model, start_critic
 from truing.recipes.rewarding import assembled, fingerprints_of, lines_of
 from truing.recipes.samplers import SAMPLERS, Drawing, DrawnBy, Local, sampler_of
-from truing.recipes.settings import Data, Optimizer, Shared, device, torch_dtype
+from truing.recipes.settings import OF_POLICIES, Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
 from truing.rewards import REWARDS
 from truing.rewards.base import LearnedReward, ProcessReward
@@ -121,7 +121,7 @@ class Config(Shared):
     critic: Path | None = None
     """The run of a reward model that the critic starts as; null starts it as the policy, expecting 0. With adapters, one that was
     trained with like adapters on the same model."""
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(lr=3e-6, eps=1e-5, schedule="linear", warmup=0.0))
+    optimizer: Optimizer = OF_POLICIES
     """The optimizer of policy and critic; the rate is one for a round. For LoRA take ten to a hundred times the rate."""
 
 

@@ -11,6 +11,9 @@ from pydantic import Field
 from truing.models.lora import LoRA
 from truing.train.optim import Optimizer
 
+OF_POLICIES = Optimizer(lr=3e-6, eps=1e-5, schedule="linear", warmup=0.0)
+"""What policy optimisation begins with (Huang et al. 2024, arXiv 2403.17031): the defaults of other methods are not for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -93,4 +96,4 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-__all__ = ["Data", "Optimizer", "Shared", "device", "torch_dtype"]
+__all__ = ["OF_POLICIES", "Data", "Optimizer", "Shared", "device", "torch_dtype"]
