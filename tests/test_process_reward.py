@@ -25,6 +25,8 @@ from truing.recipes.reward_folder import load_reward_model
 from truing.records import Completion, Message, Prompt, Rollout
 from truing.rewards.process import ProcessScorer, aggregated
 from truing.runs.read import read_rows
+from truing.train.learner import Learner
+from truing.train.optim import Optimizer
 
 WORDS = {1: "a", 2: "<end>", 3: "\n", 4: "b\nc", 5: "\n\n", 6: "|", 7: "|x"}
 
@@ -110,6 +112,26 @@ def test_the_objective_is_the_mean_over_steps_with_both_sides_told_apart() -> No
     shares = told_rightly(model, trees, marks, budget=40)
     weighted = sum(share * len(marks[tree_key(tree)].ends) for share, tree in zip(shares, trees, strict=True))
     assert weighted / 5 == pytest.approx(metrics["accuracy"])
+
+
+def test_a_response_of_which_no_step_is_left_teaches_nothing() -> None:
+    """A first step beyond data.max_tokens is cut: alone in a micro-batch it adds nothing, alone in a step none is taken."""
+    trees = random_trees(2, branches=1)
+    marks = {tree_key(tree): Marks(ends=(0,) * i, right=(True,) * i) for i, tree in enumerate(trees)}
+    objective = StepJudging(loss=StepLikelihood(), marks=marks)
+    model = RewardModel(tiny_policy(), seed=1)
+    learner = Learner(model, Optimizer(lr=1e-2, warmup=0.0), total_steps=3)
+    cut, whole = TreeBatch.of(trees[:1]), TreeBatch.of(trees[1:])
+    assert objective.units(cut) == 0
+    with torch.no_grad():
+        alone = averaged([objective(model, whole).metrics])
+    metrics = learner.update(objective, [cut, whole])
+    assert {name: metrics[name] for name in alone} == alone
+    kept = {name: tensor.clone() for name, tensor in learner.state_tensors().items()}
+    metrics = learner.update(objective, [cut])
+    assert (metrics["grad_norm"], metrics["skipped"], learner.optimizer.steps) == (0.0, 0.0, 1)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in learner.state_tensors().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_aggregates_by_hand() -> None:

@@ -28,12 +28,12 @@ class Mean:
 
 
 def averaged(parts: Iterable[Mapping[str, Mean]]) -> dict[str, float]:
-    """Each metric over all the micro-batches that have it: sums and counts are added, and divided once."""
+    """Each metric over all the micro-batches that have it: sums and counts are added, divided once; none is of nothing."""
     found: dict[str, Mean] = {}
     for part in parts:
         for name, mean in part.items():
             found[name] = found.get(name, Mean(0.0, 0.0)) + mean
-    return {name: mean.sum / mean.count for name, mean in found.items()}
+    return {name: mean.sum / mean.count for name, mean in found.items() if mean.count}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ class StepJudging:
         assert isinstance(model, RewardModel)
         marks = [self.marks[tree_key(tree)] for tree in batch.trees]
         scores = model.step_scores(batch, [one.ends for one in marks])
-        right = torch.tensor([label for one in marks for label in one.right], device=scores.device)
+        right = torch.tensor([label for one in marks for label in one.right], dtype=torch.bool, device=scores.device)
         losses = self.loss(scores, right)
         agrees = ((scores > 0) == right).float()
         metrics = {"loss": Mean.over(losses), "accuracy": Mean.over(agrees), "share_right": Mean.over(right.float())}

@@ -45,7 +45,8 @@ class Learner:
         return averaged(self.step(objective, batches, rate))
 
     def step(self, objective: AnyObjective, batches: Sequence[TreeBatch], rate: float) -> list[dict[str, Mean]]:
-        """One optimizer step; one that is not finite is counted and not applied. Returns the metrics of all ranks' micro-batches.
+        """One optimizer step; one that is not finite is counted and not applied, nor is one that nothing is learnt from (no unit in
+        any micro-batch, as where all steps of its responses were cut). Returns the metrics of all ranks' micro-batches.
 
         Raises NonFiniteError, naming place and records, at the third such step in a row.
         """
@@ -57,12 +58,15 @@ class Learner:
             output = objective(self.model, batch, *statistic)
             if not torch.isfinite(output.total):
                 problems.append(f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}")
-            (output.total / units).backward()
+            (output.total / (units or 1.0)).backward()
             metrics.append(output.metrics)
             del output
             give_back()
         problems = self.world.gather(problems)
         norm = float("nan")
+        if not units:
+            self.optimizer.drop_gradients()
+            return [self._of_step(0.0, rate)]
         if not problems:
             self.world.sum_gradients(self.trained.values())
             norm = self.optimizer.grad_norm()
@@ -75,8 +79,10 @@ class Learner:
             self.skipped_in_a_row = 0
             if isinstance(objective, RememberingObjective):
                 objective.remember(known.of_step)
-        of_step = {name: Mean(value, 1.0) for name, value in (("grad_norm", norm), ("lr", rate), ("skipped", float(self.skipped)))}
-        return [*self.world.gather(metrics), of_step]
+        return [*self.world.gather(metrics), self._of_step(norm, rate)]
+
+    def _of_step(self, norm: float, rate: float) -> dict[str, Mean]:
+        return {name: Mean(value, 1.0) for name, value in (("grad_norm", norm), ("lr", rate), ("skipped", float(self.skipped)))}
 
     def _skip(self, problem: str, batches: Sequence[TreeBatch]) -> None:
         self.optimizer.drop_gradients()
