@@ -76,6 +76,30 @@ def test_exact_and_numeric_answers() -> None:
     assert [last_number(text) for text in ("-1,234.5e1x", "a.5", "1.", "-")] == [-12345.0, 0.5, 1.0, None]
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1,2", 2.0),  # a list, not 12
+        ("7-4", 4.0),
+        ("COVID-19", 19.0),
+        ("(3)-4", 4.0),
+        ("2026-11-21", 21.0),
+        ("7 - 4 = -4", -4.0),
+        ("3--4", -4.0),
+        ("x=\u22124", -4.0),
+        ("$1,234.50.", 1234.5),
+        ("1,234,567", 1234567.0),
+        ("12,3456", 3456.0),  # no thousands
+        ("1,234,5", 5.0),
+        ("version 1.2.3", 3.0),
+        ("+3e2", 300.0),
+        ("10,20,30", 30.0),
+    ],
+)
+def test_the_last_number_of_a_text(text: str, number: float) -> None:
+    assert last_number(text) == number
+
+
 def test_what_the_row_lacks_is_named() -> None:
     with pytest.raises(ValueError, match=r"sums\.jsonl:7: no column right \(columns there: topic\)"):
         ExactAnswer(column="right").score(rollout("4", topic="sums"))

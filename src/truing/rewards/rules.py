@@ -18,7 +18,13 @@ from pydantic import Field
 from truing.records import Rollout
 from truing.rewards.remote import RemoteScore
 
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(
+    r"""(?:(?<![\w.)\]}])[-+\u2212])?  # a sign, but neither the minus of 7-4 nor the hyphen of COVID-19
+        (?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)  # commas between thousands alone: 1,2 is two numbers
+        (?:[eE][-+]?\d+)?""",
+    re.VERBOSE,
+)
+"""What counts as a number in a text."""
 
 
 @runtime_checkable
@@ -213,6 +219,9 @@ def behind(text: str, marker: str | None) -> str:
 
 
 def last_number(text: str) -> float | None:
-    """The last number of a text, thousands separated by commas or not; None where there is none."""
+    """The last number of a text, thousands separated by commas or not; None where there is none.
+
+    A sign belongs to a number unless a word, another number or a bracket stands right before it: "7-4" ends in 4, "= -4" in -4.
+    """
     found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "").rstrip(".") or 0) if found else None
+    return float(found[-1].replace(",", "").replace("\u2212", "-")) if found else None
