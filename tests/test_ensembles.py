@@ -340,7 +340,8 @@ def test_a_critic_that_is_an_adapter_starts_as_the_reward_model(
     moved = (f"model={run}", *common[1:], *options, f"critic={run}", f"run={trained / 'moved'}")
     code, _, told = truing("train", "ppo", *moved)
     assert code != 0
-    assert "it was trained on another model; train it with model= and lora.* as here, or leave critic out" in told
+    remedy = "train it with model= and lora.* as here and dtype=fp32, or leave critic out"
+    assert f"it was trained on another model or in another dtype; {remedy}" in told
 
 
 def test_heads_alone_leave_the_model_as_it_was(truing: Truing, tiny_model_folder: Path, pairs_file: Path, trained: Path) -> None:

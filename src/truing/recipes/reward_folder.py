@@ -121,8 +121,9 @@ def start_critic(folder: Path, critic: ValueModel) -> None:
             f"{refused}: it is {'an ensemble' if made.members > 1 else 'a judge of steps'}; name a run with ensemble=1"
         )
     if made.alpha is None or made.base != weights_hash(without_adapters(critic.policy.model)):
-        was = "all its weights were trained" if made.alpha is None else "it was trained on another model"
-        raise ValueError(f"{refused}: {was}; train it with model= and lora.* as here, or leave critic out")
+        was = "all its weights were trained" if made.alpha is None else "it was trained on another model or in another dtype"
+        dtype = "fp32" if critic.policy.dtype == torch.float32 else "bf16"
+        raise ValueError(f"{refused}: {was}; train it with model= and lora.* as here and dtype={dtype}, or leave critic out")
     named = load_tensors((path / ADAPTERS).read_bytes())
     assert critic.adapter is not None
     try:
