@@ -333,6 +333,39 @@ def test_k_samples_of_a_prompt_differ_and_the_prompt_is_read_once(monkeypatch: p
     assert sum(read) == 89 + 199 + 8 + answered, "each prompt once, its last token for each sample, and each answer but its end"
 
 
+def test_samples_of_a_prompt_start_together_where_they_fit() -> None:
+    """Rows for 8, of which a quarter is refilled at once: two samples of a prompt wait for two rows, three do not wait."""
+
+    def taken(*waiting: tuple[int, int], going: int) -> list[list[int]]:
+        found = deque((10 * kind + i, (kind, 7)) for kind, count in waiting for i in range(count))
+        first = list(sampler._next(found, [(9, 9, 9)] * going, 6, 8))
+        return [first, [place for place, _ in found]]
+
+    assert taken((1, 2), (2, 2), going=4) == [[10, 11, 20, 21], []]
+    assert taken((1, 2), (2, 2), going=5) == [[10, 11], [20, 21]]
+    assert taken((1, 2), going=7) == [[], [10, 11]], "one of them would be read apart"
+    assert taken((1, 3), going=7) == [[10], [11, 12]], "those who ask for many rows would leave them empty for long"
+    assert taken((1, 3), going=8) == [[], [10, 11, 12]]
+    assert taken((1, 9), going=0) == [list(range(10, 18)), [18]]
+
+
+def test_no_prompt_is_read_twice_where_its_samples_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve prompts of four samples through rows for 18, which four do not divide."""
+    policy = policy_of(make_tiny_llama(seed=1))
+    prompts = [prompt for prompt in prompts_of([30 + i for i in range(12)]) for _ in range(4)]
+    found: list[tuple[tuple[int, ...], ...]] = []
+    read = sampler._read
+
+    def listening(policy: Policy, joining: list[tuple[int, ...]], *rest: object) -> torch.Tensor:
+        found.append(tuple(joining))
+        return read(policy, joining, *rest)
+
+    monkeypatch.setattr(sampler, "_read", listening)
+    sample(policy, prompts, Decoding(max_tokens=9, temperature=1.0), stop_ids=frozenset(range(0, 300, 6)), batch_size=18)
+    assert len(found) > 2
+    assert sum(len(set(joining)) for joining in found) == 12
+
+
 def test_places_say_what_is_drawn_so_that_ranks_can_share_prompts() -> None:
     policy, prompts = policy_of(make_tiny_llama()), prompts_of([3, 9, 5, 5, 14, 2, 7])
     decoding = Decoding(max_tokens=10, temperature=1.0)

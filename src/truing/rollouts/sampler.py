@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Annotated, cast
 
 import torch
@@ -62,7 +63,8 @@ def sample(
 ) -> list[Completion]:
     """One completion a prompt, in the order of the prompts; short prompts start first, at most `batch_size` go on at once.
 
-    A prompt that stands there k times has k different completions and is read once. What is drawn for a prompt depends on the seed
+    A prompt that stands there k times in a row has k different completions. It is read once where k is at most a `REFILL`-th of the
+    rows, else perhaps a few times. What is drawn for a prompt depends on the seed
     and its place (by default among the prompts; `places` gives others, as where ranks share them), not on the batch (but for
     rounding). `ended` says of the tokens so far that no more are wanted; such an answer stops as one does at its limit, with
     `stop="length"`. In the plain layout it is not asked.
@@ -93,16 +95,22 @@ Waiting = deque[tuple[int, tuple[int, ...]]]
 
 
 def _next(waiting: Waiting, going: Sequence[tuple[int, ...]], max_tokens: int, batch_size: int) -> dict[int, tuple[int, ...]]:
-    """Takes as many of those who wait as rows and slots allow beside the prompts that go on, at least one where none does."""
+    """Takes as many of those who wait as rows and slots allow beside the prompts that go on, at least one where none does.
+
+    A prompt that stands there several times in a row is taken whole or waits, so that it is read once; but one that would hold more
+    than its part of the rows (`REFILL`) is taken as far as it goes.
+    """
     taken: dict[int, tuple[int, ...]] = {}
     longest = max(map(len, going), default=0)
-    while waiting and (rows := len(going) + len(taken)) < batch_size:
-        place, prompt = waiting[0]
+    while waiting:
+        prompt = waiting[0][1]
         longest = max(longest, len(prompt))
-        if rows and (rows + 1) * (longest + max_tokens) > SLOTS:
+        most = min(batch_size, max(1, SLOTS // (longest + max_tokens)))
+        alike = sum(1 for _ in takewhile(prompt.__eq__, (other for _, other in islice(waiting, most))))
+        rows = len(going) + len(taken)
+        if rows + alike > most and (rows >= most or REFILL * alike <= most):
             break
-        taken[place] = prompt
-        waiting.popleft()
+        taken |= dict(waiting.popleft() for _ in range(min(alike, most - rows)))
     return taken
 
 
