@@ -20,6 +20,7 @@ from truing.models.load import weights_hash
 from truing.models.lora import BASE, CRITIC, LoRA, adapter_on, adapter_tensors, add_lora, attach, without_adapters
 from truing.models.policy import Policy, probe
 from truing.objectives import RewardRanking, averaged
+from truing.recipes import rewarding
 from truing.recipes.fit import load_policy
 from truing.recipes.reward_folder import load_reward_model, start_critic
 from truing.records import Completion, Message, Prompt, Rollout
@@ -303,6 +304,27 @@ def test_one_adapter_is_merged_and_rides_too_and_full_training_lends_its_frozen_
     code, said, told = truing("train", "rloo", *common, *settings, f"run={trained / 'rloo'}")
     assert code == 0, told
     assert "reward good: adapters and heads on the policy's base" in told + said
+
+
+def test_a_reward_that_was_saved_in_bf16_is_held_in_it_and_the_reference_in_the_dtype_of_the_policy(
+    truing: Truing, tiny_model_folder: Path, pairs_file: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another reference would not be the policy at step 0, nor its KL 0; a machine without bf16 is not slowed down by it."""
+    narrow, common = trained / "narrow", shared(tiny_model_folder, pairs_file)
+    code, _, told = truing("train", "reward_model", *common, "dtype=bf16", "max_steps=1", f"run={narrow}")
+    assert code == 0, told
+    for computes, held in ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        monkeypatch.setattr(rewarding, "torch_dtype", lambda _, computes=computes: computes)
+        assert rewarding.lower(narrow, torch.float32) == held
+        assert rewarding.lower(narrow, torch.bfloat16) == torch.bfloat16
+        assert rewarding.lower(tiny_model_folder, torch.float32) == torch.float32
+    settings = ("reward.good=learned", f"reward.good.run={narrow}", "max_steps=1", "answers.max_tokens=4", "measure_before=false")
+    code, said, told = truing("train", "ppo", *common, *settings, f"run={trained / 'wide'}")
+    assert code == 0, told
+    assert "reward good: weights of its own, in bf16" in told + said
+    assert "held in fp32: the policy, a frozen reference, a critic with weights of its own" in told + said
+    row = list(read_rows(trained / "wide" / "metrics.jsonl"))[-1]
+    assert (row["kl"], row["kl_k3"], row["first_ratio"]) == (0.0, 0.0, pytest.approx(1, abs=1e-5))
 
 
 def test_a_critic_that_is_an_adapter_starts_as_the_reward_model(

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from truing.config import OneOf
@@ -164,7 +165,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             return folder
         for line in [
             *found.lines(),
-            *_held_in_memory(config),
+            *_held_in_memory(config, dtype),
             *lines_of(reward, reference.policy),
             *_of_the_budget(config),
             *([f"runs in the plain layout: {reason}"] if reason else []),
@@ -289,14 +290,26 @@ def _roles(config: Config, policy: Policy) -> ActorCritic:
     return ActorCritic(policy, ValueModel(load_policy(model_folder(config.model), policy.dtype)[0]))
 
 
-def _held_in_memory(config: Config) -> list[str]:
-    """Which roles share weights, in words."""
+def _of_the_budget(config: Config) -> list[str]:
+    """What a user may not expect of a KL budget, in words."""
+    if config.replay.kl_budget is None or config.kl.coefficient:
+        return []
+    return [
+        f"kl.coefficient is 0 and stays 0: an update beyond replay.kl_budget={config.replay.kl_budget:g} is taken back, "
+        "but nothing leads the policy back from there; kl.coefficient=0.01 would rise with each update taken back"
+    ]
+
+
+def _held_in_memory(config: Config, dtype: torch.dtype) -> list[str]:
+    """Which roles share weights, and in which dtype they are held, in words."""
     roles = {True: "policy and critic are adapters", False: "the policy is an adapter"}[config.credit.needs_critic]
     critic = ", a critic with weights of its own" if config.credit.needs_critic else ""
+    masters = ", with fp32 masters of what is trained" if config.optimizer.rounding == "nearest" else ""
+    held = "fp32" if dtype == torch.float32 else "bf16" + masters
     return [
-        f"one base: {roles} on it, the reference is the base without them"
+        f"one base in {held}: {roles} on it, the reference is the base without them"
         if config.lora
-        else f"held: the policy, a frozen reference{critic}"
+        else f"held in {held}: the policy, a frozen reference{critic}"
     ]
 
 

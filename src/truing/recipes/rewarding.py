@@ -15,6 +15,7 @@ from truing.models.lora import BASE, adapter_tensors, without_adapters
 from truing.models.policy import Policy
 from truing.recipes.fit import model_path
 from truing.recipes.reward_folder import Made, load_reward_model
+from truing.recipes.settings import torch_dtype
 from truing.rewards.base import LearnedReward, ProcessReward, Scorer, WeightedSum
 from truing.rewards.learned import LearnedScorer
 from truing.rewards.outside import OutsideRule
@@ -48,7 +49,7 @@ def assembled(
         if isinstance(part, LearnedReward):
             assert chat is not None, "a reward model reads tokens"
             _same_tokens(part.run, chat)
-            model = load_reward_model(part.run, dtype, bases=known, name=f"reward_{number}")
+            model = load_reward_model(part.run, lower(part.run, dtype), bases=known, name=f"reward_{number}")
             model.head.requires_grad_(False)
             if not any(model.policy is base for base in (bases or {}).values()):
                 model.requires_grad_(False)
@@ -56,7 +57,7 @@ def assembled(
         elif isinstance(part, ProcessReward):
             assert chat is not None, "a reward model reads tokens"
             _same_tokens(part.run, chat)
-            model = load_reward_model(part.run, dtype, bases=known, name=f"reward_{number}", of_steps=True)
+            model = load_reward_model(part.run, lower(part.run, dtype), bases=known, name=f"reward_{number}", of_steps=True)
             model.head.requires_grad_(False)
             if not any(model.policy is base for base in (bases or {}).values()):
                 model.requires_grad_(False)
@@ -69,6 +70,15 @@ def assembled(
             rule.start()
             scorers[name] = rule
     return WeightedSum(parts=scorers, weights={name: 0.0 if name in unsummed else part.weight for name, part in parts.items()})
+
+
+def lower(folder: Path, dtype: torch.dtype) -> torch.dtype:
+    """What a frozen model is held in: bf16 where it was saved in that, whatever the policy's dtype, so as it was trained and in
+    half the memory; but not on a machine that computes in fp32 alone.
+    """
+    path = model_path(folder) / "config.json"
+    saved = json.loads(path.read_bytes()).get("dtype") if path.is_file() else None
+    return torch.bfloat16 if saved == "bfloat16" == str(torch_dtype("auto")).removeprefix("torch.") else dtype
 
 
 def _same_tokens(folder: Path, chat: ChatTokenizer) -> None:
@@ -110,5 +120,5 @@ def lines_of(reward: WeightedSum, base: Policy | None = None) -> list[str]:
                 what += "a base of its own" if model.adapters or model.members > 1 else "weights of its own"
             else:
                 what += f"{'heads' if BASE in model.adapters else 'adapters and heads'} on {known}"
-            lines.append(what)
+            lines.append(f"{what}, in {'fp32' if model.policy.dtype == torch.float32 else 'bf16'}")
     return lines
