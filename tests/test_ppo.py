@@ -481,6 +481,22 @@ def test_trap_14_in_bf16_a_sampler_without_the_weights_is_told_from_rounding_by_
         compare(nearer, World(), dtype=torch.bfloat16)
 
 
+def test_trap_15_a_kl_below_0_beyond_chance_is_said_and_its_cause() -> None:
+    """Eight answers of -1.0 and -1.2 nats: mean -1.1, standard error 0.1 / sqrt(7)."""
+    setup = Setup()
+    setup.source._doubt(4, [-1.0, -1.2] * 4)
+    (told,) = setup.warnings
+    assert told.startswith("round 5: the KL from the reference is -1.1 +- 0.038, and none is below 0")
+    assert told.endswith("look at sampler_gap")
+
+
+@pytest.mark.parametrize("kls", [[-1.0, -1.2] * 3, [-1.0, 0.9] * 8, [0.0] * 8, [0.5, 0.7] * 9, [-1.0]])
+def test_a_kl_that_may_be_chance_is_not_doubted(kls: list[float]) -> None:
+    setup = Setup()
+    setup.source._doubt(0, kls)
+    assert setup.warnings == []
+
+
 def test_every_rollout_is_written_down() -> None:
     setup = Setup(credit=GroupMean(), rounds=Rounds(samples=2))
     setup.run(2)
