@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from folders import differences, files
+from parted import PARTS
 from truing.runs.read import read_status
 from truing.train.checkpoint import newest
 from zygote import Zygote
@@ -27,11 +28,14 @@ VARIANTS = [
     ("ppo", "full"),
     ("ppo", "lora"),
 ]
+ON_POLICY = ("ppo", "rloo", "grpo")
+SOAKED = [*VARIANTS, *((method, weights) for method in ON_POLICY[1:] for weights in ADAPTERS)]
 ROUNDS = (
     *("reward.short=length_window", "reward.short.most=5", "answers.max_tokens=8", "replay.epochs=2", "replay.kl_budget=0.02"),
     *("kl=adaptive", "optimizer.lr=1e-3"),
 )
-SETTINGS = {"tr-dpo": ("trust_region.every=2",), "ppo": ROUNDS}
+SETTINGS = {"tr-dpo": ("trust_region.every=2",), **dict.fromkeys(ON_POLICY, (*ROUNDS, "rounds.samples=2"))}
+SETTINGS["ppo"] = ROUNDS
 STEPS = 12
 
 
@@ -138,13 +142,47 @@ def test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes(
     assert len(kills(zygote, whole, tmp_path, least=least, seed=f"{method} {weights}")) >= least
 
 
+def killed_in(part: str, zygote: Zygote, whole: Undisturbed, folder: Path, *, seed: str) -> None:
+    """Kills the command inside a part of one of its rounds, and lets it go on to the end."""
+    folder.mkdir()
+    run, log, marks = folder / "run", folder / "log", folder / "marks"
+    argv = [*whole.argv, f"run={run}"]
+    assert zygote([str(marks), "0", *argv], log, call="parted:command") == [0], log.read_text()
+    assert differences(run, whole.folder) == [], "to be watched changes nothing"
+    shutil.rmtree(run)
+    said = marks.read_text().splitlines()
+    marks.unlink()
+    begins = [number for number, line in enumerate(said, 1) if line == part]
+    assert begins, f"no round has come to {part}"
+    at = random.Random(seed).choice(begins)
+    codes = zygote([str(marks), str(at), *argv], log, call="parted:command", lines=(marks, at))
+    assert codes == [-signal.SIGKILL], log.read_text()
+    assert marks.read_text().splitlines()[at - 1 :] == [part]
+    assert zygote(argv, log) == [0], log.read_text()
+    assert differences(run, whole.folder) == [], log.read_text()
+
+
+def test_trap_23_killed_while_an_update_is_taken_back(zygote: Zygote, undisturbed, tmp_path: Path) -> None:
+    killed_in("taking back", zygote, undisturbed("ppo", "lora"), tmp_path / "killed", seed="taken back")
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize(("method", "weights"), VARIANTS)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("method", "weights"), [variant for variant in SOAKED if variant[0] in ON_POLICY])
+def test_killed_inside_each_part_of_a_round(
+    method: str, weights: str, part: str, zygote: Zygote, undisturbed, tmp_path: Path
+) -> None:
+    whole = undisturbed(method, weights)
+    for number in range(3):
+        killed_in(part, zygote, whole, tmp_path / str(number), seed=f"{method} {weights} {part} {number}")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("method", "weights"), SOAKED)
 def test_killed_many_times_in_every_part_of_its_work(
     method: str, weights: str, zygote: Zygote, undisturbed, tmp_path: Path
 ) -> None:
-    on_policy = method == "ppo"
-    parts = frozenset({"sampling and scoring", "learning", "checkpoint"} if on_policy else {"steps", "checkpoint"})
+    parts = frozenset({"sampling and scoring", "learning", "checkpoint"} if method in ON_POLICY else {"steps", "checkpoint"})
     fell = kills(zygote, undisturbed(method, weights), tmp_path, least=25, seed=f"soak {method} {weights}", parts=parts)
     assert parts <= set(fell), fell
 
