@@ -2,6 +2,7 @@
 
     python -m benchmarks.laboratory [--model ../shared/models/stories260k] [--seeds 0 1 2] [--out runs/laboratory]
         [--methods ppo rloo grpo] [--settings NAME ...]
+    python -m benchmarks.laboratory --show     # the table of what was measured
 
 Every training is a `truing train` command in this process (sft, reward_model, ppo, rloo, grpo); where MODEL is absent, a tiny model
 is trained first. The same command continues. Prints Markdown tables; writes JSON and SVG to benchmarks/results. After Gao, Schulman
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.laboratory_curves import Course, as_json, cell, chart, chart_of_best, law, points, table, table_of_best
+from benchmarks.laboratory_curves import Course, as_json, cell, chart, chart_of_best, law, points, read_points, table, table_of_best
 from benchmarks.laboratory_gold import gold, noisy, prompts
 from benchmarks.laboratory_model import made_here, of_the_260k, write_rows
 from benchmarks.machine import machine
@@ -220,6 +221,15 @@ def proxies(lab: Laboratory, start: Path) -> tuple[list[dict[str, object]], str]
     return rows, "\n".join(lines)
 
 
+def shown(path: Path) -> str:
+    """The table of the policies that a file holds, of those with more than one seed."""
+    courses: dict[tuple[str, str], list[Course]] = {}
+    for row in sorted(json.loads(path.read_bytes())["policies"]["runs"], key=lambda row: row["seed"]):
+        courses.setdefault((row["method"], row["setting"]), []).append(Course.of(read_points(row["points"])))
+    order = [(method, setting) for method in RATES for setting in SETTINGS]
+    return table({key: courses[key] for key in order if len(courses.get(key, ())) > 1}, FREE)
+
+
 def _with_earlier(found: dict[str, Any], path: Path) -> dict[str, Any]:
     """With the runs of other methods and settings that the file holds already."""
     if not path.is_file():
@@ -237,7 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--out", type=Path, default=Path("runs/laboratory"))
+    parser.add_argument("--show", action="store_true", help="measure nothing: print the table of what was measured")
     args = parser.parse_args(arguments)
+    if args.show:
+        print(shown(RESULTS / "laboratory.json"))
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)
     began, about = time.process_time(), machine("cpu")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,11 +113,14 @@ def table(courses: Mapping[tuple[str, str], Sequence[Course]], free: str) -> str
     """One line a method and setting, over seeds; `free` names the setting that the others are held against, seed by seed."""
     lines = [
         "| method | setting | sqrt(KL) at the end | proxy gained, deviations | gold at the start | highest gold | gold at the end "
-        "| fall from the highest | gold at the end, more than without |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| fall from the highest | fall, less than without | gold at the end, more than without |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (method, setting), found in courses.items():
-        more = "" if setting == free else cell([a.end - b.end for a, b in zip(found, courses[method, free], strict=True)])
+        pairs = list(zip(found, courses[method, free], strict=True))
+        saved, more = "", ""
+        if setting != free:
+            saved, more = cell([without.fall - one.fall for one, without in pairs]), cell([a.end - b.end for a, b in pairs])
         figures = (
             [math.sqrt(max(0.0, one.kl)) for one in found],
             [one.proxy for one in found],
@@ -125,7 +129,7 @@ def table(courses: Mapping[tuple[str, str], Sequence[Course]], free: str) -> str
             [one.end for one in found],
             [one.fall for one in found],
         )
-        lines.append(f"| {method} | {setting} | {' | '.join(cell(values) for values in figures)} | {more} |")
+        lines.append(f"| {method} | {setting} | {' | '.join(cell(values) for values in figures)} | {saved} | {more} |")
     return "\n".join(lines)
 
 
@@ -162,6 +166,11 @@ def table_of_best(curves: Sequence[Curve]) -> str:
 def root(kl: float) -> float:
     """sqrt(KL), 0 where chance has put an estimate below 0."""
     return math.sqrt(max(0.0, kl))
+
+
+def read_points(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """A curve out of a file."""
+    return [Point(**row) for row in rows]
 
 
 def as_json(curve: Sequence[Point]) -> list[dict[str, float]]:

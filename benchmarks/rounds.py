@@ -21,7 +21,10 @@ from benchmarks.machine import machine
 from benchmarks.measure import RATE, SMOLLM2, Conditions, say
 from benchmarks.ratios import Spread
 
+HERE = Path(__file__).parent
 MICRO_TOKENS = 2048
+OURS = "truing"
+"""The environment of a peer that is Truing itself, at another method."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Round:
     """What `truing train` is told to train; `sample` where answers are only drawn."""
     peers: Mapping[str, str]
     """Environment of `benchmarks.peers` -> what is run there, by its name in `benchmarks.rounds_peer`; the first is the peer of
-    the ratios."""
+    the ratios. `truing` -> a module `benchmarks.rounds_NAME`."""
     prompts: int
     """Prompts of a round."""
     new_tokens: int
@@ -85,11 +88,18 @@ def _ppo(**changes: object) -> Round:
 
 
 HYDRA = ("lora.rank=16",)
+BESIDE_SFT = "the peer is Truing's LoRA SFT, one of the four roles: as many prompts, answers as long, as many tokens at once"
 ROUNDS: dict[str, Round] = {
     "ppo-full-fp32": _ppo(dtype="fp32", target="1.4x, 0.65 of the floor, at most 0.7x the memory"),
     "ppo-full-bf16": _ppo(target="1.4x, 0.65 of the floor, at most 0.7x the memory", notes=(CUT, MASTERS)),
     "ppo-lora-hydra": _ppo(settings=HYDRA, peer_dtype="fp32", target="6x TRL's full run in fp32, at most 0.25x the memory"),
     "ppo-lora-hydra-bf16": _ppo(settings=HYDRA, target="3x TRL's full run in bf16, at most 0.25x the memory"),
+    "ppo-lora-hydra-beside-sft": _ppo(
+        settings=HYDRA,
+        peers={OURS: "sft"},
+        target="at most 1.3x the memory of LoRA SFT, same tokens at once",
+        notes=(BESIDE_SFT,),
+    ),
     "rloo-k8": Round(
         method="rloo",
         peers={"trl": "rloo"},
@@ -169,8 +179,11 @@ def measure(name: str, row: Round, conditions: Conditions) -> dict[str, Any]:
         pair = {"ours": _outcome([*own, "benchmarks.rounds_side"], spec, folder, "ours", env)}
         work = {"parts": parts_of(row, prepared, pair["ours"]["report"]), "shapes": prepared["shapes"], "dtype": row.dtype}
         floors.append(children.run([*own, "benchmarks.rounds_floor"], work, folder, "floor", env=env).report)
-        script = str(Path(__file__).with_name("rounds_peer.py"))
+        script = str(HERE / "rounds_peer.py")
         for environment, program in row.peers.items():
+            if environment == OURS:
+                pair[program] = _outcome([*own, f"benchmarks.rounds_{program}"], spec, folder, program, env)
+                continue
             theirs = {**peers.environment(), "CUDA_VISIBLE_DEVICES": ""}
             given = {**spec, "program": program, "dtype": row.peer_dtype or row.dtype}
             pair[program] = _outcome([peers.python(environment), script], given, folder, program, theirs)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.rounds_prepare SPEC.json RESULT.json
 
-Writes `prompts.jsonl`: messages, and their tokens as the chat template makes them. The reward model is one step of `truing train
-reward_model`, which is enough for a thing that costs what a trained one costs; with adapters where the policy has them.
+Writes `prompts.jsonl`: messages, and their tokens as the chat template makes them; `demonstrations.jsonl`: with answers. The reward
+model is one step of `truing train reward_model`, which is enough for a thing that costs what a trained one costs; with adapters
+where the policy has them.
 """
 
 import json
@@ -46,6 +47,12 @@ def reward_model(spec: Mapping[str, Any], model: Path, pairs: Path) -> str:
     return str(run)
 
 
+def demonstration(pair: Preference, chat: ChatTokenizer, tokens: int) -> dict[str, object]:
+    """The prompt with an answer that is as long as one of the row: what is said costs the same whatever it is."""
+    words = chat.tokenizer(" ".join([pair.prompt[-1].content] * tokens), add_special_tokens=False)["input_ids"]
+    return {"messages": [*messages(pair.prompt), {"role": "assistant", "content": chat.decode(words[: tokens - 1])}]}
+
+
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(spec["folder"])
@@ -54,6 +61,7 @@ def main() -> None:
     found = chosen(spec, chat)
     write(folder / "prompts.jsonl", [{"prompt": messages(one.prompt)} for one, _ in found])
     write(folder / "tokens.jsonl", [{"input_ids": list(tokens)} for _, tokens in found])
+    write(folder / "demonstrations.jsonl", [demonstration(one, chat, spec["row"]["new_tokens"]) for one, _ in found])
     scored = None
     if spec["row"]["learned"]:
         write(folder / "pairs.jsonl", [row for one, _ in found[:4] for row in as_trained(one)])

@@ -4,7 +4,8 @@
     python -m benchmarks.verifiable --stories ../shared/models/stories260k     # the 260K-parameter model of stories: seconds a run
 
 Everyday questions to SmolLM2, each with one of four instructions (`benchmarks/kept.py`); or beginnings of stories, whose rest is to
-have the word "happy" in it. Prints a line a seed: accuracy before, after, and gain with 95% intervals, by `truing train`.
+have the word "happy" in it. Prints a line a seed: accuracy before, after, and gain with 95% intervals, by `truing train`; then the
+mean gain over seeds. Writes benchmarks/results/verifiable.json, where runs of other methods and seeds are kept.
 """
 
 import argparse
@@ -13,13 +14,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.kept import INSTRUCTIONS
+from benchmarks.laboratory_curves import over_seeds
+from benchmarks.machine import machine
 from truing.statistics import shown, wilson
 
 HERE = Path(__file__).parent
+RESULT = HERE / "results" / "verifiable.json"
 QUESTIONS = HERE.parent / "src" / "truing" / "recipes" / "everyday" / "preferences.csv"
 HELD_OUT = ("first aid", "houseplants", "laundry", "music", "photography", "sewing", "swimming")
 SETTINGS = (
@@ -73,6 +79,21 @@ def one(method: str, seed: int, folder: Path, prompts: Path, settings: list[str]
     return {"method": method, "seed": seed, "minutes": round(seconds / 60, 1), **found, "kl": last["kl"]}
 
 
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Into the file of results, in place of the same base, method, seed and settings."""
+    found = json.loads(path.read_bytes())["runs"] if path.is_file() else []
+    names = ("base", "method", "seed", "settings")
+    others = [other for other in found if [other[name] for name in names] != [row[name] for name in names]]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": machine("cpu"), "runs": [*others, row]}, indent=1) + "\n")
+
+
+def over(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean gain of the runs with its interval, in points."""
+    found = over_seeds([100 * row["gain"]["value"] for row in rows])
+    return f"{found.value:+.0f} [{found.low:+.0f}, {found.high:+.0f}]"
+
+
 def line(row: dict[str, object]) -> str:
     def rate(key: str) -> str:
         estimate = row[key]
@@ -86,7 +107,7 @@ def line(row: dict[str, object]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="rloo", choices=["ppo", "rloo", "grpo", "reinforce"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/verifiable"))
     parser.add_argument("--stories", type=Path, help="the folder of stories260K.bin, to train that model")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings of `truing train`")
@@ -106,8 +127,15 @@ def main() -> None:
         "| method | seed | accuracy before | after | gain | KL of the last round | minutes |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
+    base = "stories260k" if args.stories else "SmolLM2-135M-Instruct"
+    rows = []
     for seed in args.seeds:
-        print(line(one(args.method, seed, args.out, prompts, settings)), flush=True)
+        row = {"base": base, **one(args.method, seed, args.out, prompts, settings), "settings": args.settings}
+        rows.append(row)
+        keep(RESULT, row)
+        print(line(row), flush=True)
+    if len(rows) > 1:
+        print(f"\nGain over {len(rows)} seeds, points: {over(rows)} (Student's t over seeds, 95%)")
 
 
 if __name__ == "__main__":

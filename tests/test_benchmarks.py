@@ -14,7 +14,7 @@ from benchmarks.peers import PEERS
 from benchmarks.prepare import DATA, as_read, as_trained, with_answers
 from benchmarks.published_labels import main as published_labels
 from benchmarks.ratios import HEADER, Spread, adapters, figures, line, second_epoch, work
-from benchmarks.rounds import ROUNDS, Round, parts_of
+from benchmarks.rounds import HERE, OURS, ROUNDS, Round, parts_of
 from benchmarks.rounds import figures as figures_of_rounds
 from benchmarks.rounds import show as show_rounds
 from benchmarks.rounds_floor import seconds_of
@@ -231,7 +231,9 @@ def test_a_row_of_rounds_says_where_its_time_goes() -> None:
 def test_every_row_of_rounds_has_a_peer_of_its_own_environment_and_says_where_the_sides_differ(name: str) -> None:
     row = ROUNDS[name]
     assert row.target
-    assert set(row.peers) <= PEERS.keys()
+    assert set(row.peers) <= PEERS.keys() | {OURS}
+    if OURS in row.peers:
+        assert (HERE / f"rounds_{row.peers[OURS]}.py").is_file()
     assert row.notes or row.method == "sample"
     assert name not in ROWS
 

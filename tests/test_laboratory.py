@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.laboratory import shown
 from benchmarks.laboratory_curves import Course, Point, law, over_seeds, points, table
 from benchmarks.laboratory_gold import NOISE, gold, noisy, prompts, words
 from benchmarks.laboratory_model import first_two, made_here
@@ -95,8 +97,27 @@ def test_the_law_is_found_again_and_the_table_holds_settings_against_the_free_on
     bound = [Course(kl=1.0, proxy=0.5, start=0.0, highest=1.0, end=end) for end in (1.0, 1.0)]
     text = table({("rloo", "free"): free, ("rloo", "bound"): bound}, "free").splitlines()
     assert text[2].startswith("| rloo | free | 2.00 [2.00, 2.00] | 1.00 [1.00, 1.00] |")
-    assert text[2].endswith("|  |")
-    assert text[3].endswith("| 0.00 [0.00, 0.00] | 0.75 [-2.43, 3.93] |")
+    assert text[2].endswith("|  |  |")
+    fallen = "| 0.00 [0.00, 0.00] | 0.75 [-2.43, 3.93] |"  # without it by 1 and by 1/2
+    assert text[3].endswith(f"{fallen} 0.75 [-2.43, 3.93] |")
+    assert all(line.count("|") == text[0].count("|") for line in text)
+
+
+def test_the_measured_table_is_that_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "laboratory.json"
+    runs = [
+        {"method": "rloo", "setting": setting, "seed": seed, "points": [asdict(point(gold)) for gold in (0.0, 2.0, end)]}
+        for setting, ends in (("no KL", (0.0, 0.5)), ("KL budget of 20 nats", (1.0, 1.0)))
+        for seed, end in enumerate(ends)
+    ]
+    path.write_text(json.dumps({"policies": {"runs": [*runs, {**runs[0], "method": "ppo"}]}}))
+    lines = shown(path).splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [["| rloo", "no KL"], ["| rloo", "KL budget of 20 nats"]]
+    assert lines[3].endswith("| 1.00 [1.00, 1.00] | 0.75 [-2.43, 3.93] | 0.75 [-2.43, 3.93] |")
+
+
+def point(gold: float) -> Point:
+    return Point(round=1, kl=1.0, proxy=0.0, gold=gold, length=1.0)
 
 
 def test_without_the_story_model_one_is_made_with_stories_to_learn_from(tmp_path: Path) -> None:
