@@ -198,10 +198,10 @@ def rating(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
 
 
 def style_controlled(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
-    """Three models on 80 prompts; the best is liked for its longer answers, too."""
+    """Three models on 60 prompts; the best is liked for its longer answers, too."""
     strength, longer = np.array([0.0, 0.4, 0.8]), np.array([1.0, 1.0, 1.6])
     battles = []
-    for prompt in range(80):
+    for prompt in range(60):
         length = 100 * longer * generator.lognormal(0, 0.4, 3)
         for a, b in ((0, 1), (0, 2), (1, 2)):
             gap = (length[a] - length[b]) / (length[a] + length[b])
@@ -209,7 +209,7 @@ def style_controlled(generator: np.random.Generator, seed: int) -> tuple[Estimat
             style = [(float(length[side]), 0.0, 0.0, 0.0) for side in (a, b)]
             battle = Battle(a=f"m{a}", b=f"m{b}", outcome=float(won), prompt=prompt, style_a=style[0], style_b=style[1])
             battles.append(battle)
-    found = bradley_terry(battles, control_style=True, seed=seed, draws=300)
+    found = bradley_terry(battles, control_style=True, seed=seed, draws=200)
     return found.ratings["m2"], 1000 + SCALE * float(strength[2] - strength.mean())
 
 
@@ -233,7 +233,7 @@ def elo_rating(generator: np.random.Generator, seed: int) -> tuple[Estimate, flo
 @cache
 def _elo_truth() -> float:
     generator = np.random.default_rng(0)
-    return float(np.mean([elo(_elo_battles(generator), orders=2, draws=2).ratings["m2"].value for _ in range(1500)]))
+    return float(np.mean([elo(_elo_battles(generator), orders=2, draws=2).ratings["m2"].value for _ in range(400)]))
 
 
 def pearson(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
