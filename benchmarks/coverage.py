@@ -291,6 +291,8 @@ STUDIES: dict[str, Study] = {
 }
 AT_LEAST = ("confidence sequence, at all times",)
 """Kinds that may hold the truth more often."""
+SLOW = ("rating at equal style",)
+"""Kinds whose studies take a second each: not in the tests."""
 FEW, FEW_LOW = ("rate of 20 at 5% (Wilson)", "rate of 20 at 95% (Wilson)"), 0.91
 """Kinds with so few outcomes that 92.5% and 98.4% are the nearest that there is: the exact share, by the binomial, is 92.5%."""
 
