@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/truing align
 
+# one thread a process: on tiny models a second one costs more than it brings
 test: $(VENV)/tested check
-	$(BIN)/pytest -m "not soak"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not soak" -n 2 --dist loadfile
 
 check: $(VENV)/tested
 	$(BIN)/ruff check .

@@ -75,7 +75,7 @@ def test_one_command_on_the_runs_of_align(verb, runs: Path, tiny_model_folder: P
     assert found["names"] == ["base", "tuned", "more"]
     assert found["judge"] == f"the reward model {runs / 'reward_model'}"
     assert f"{found['prompts']} prompts" in said
-    assert re.search(r"tuned against base, by the reward model .*(better|worse|cannot tell)", said)
+    assert re.search(r"tuned against base, by the reward model .*(better|worse|cannot tell)", " ".join(said.split()))
     assert found["against"]["tuned"]["win_rate"]["n"] == found["prompts"] == len(found["rows"])
     assert found["reward_model"]["accuracy"]["all"]["n"] == found["prompts"]
     assert all(set(found["ratings"][kind]["ratings"]) == {"base", "tuned", "more"} for kind in ("plain", "style_controlled", "elo"))

@@ -70,7 +70,10 @@ def words(found: Mapping[str, Any]) -> str:
         sentences += _of_best_of(found["best_of"])
     for title, of in found.get("panels", {}).items():
         sentences += panel_sentences(title, of)
-    return "\n".join(textwrap.fill(sentence, WIDTH, subsequent_indent="  ") for sentence in sentences)
+    return "\n".join(
+        textwrap.fill(sentence, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+        for sentence in sentences
+    )
 
 
 def _of_ratings(ratings: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,10 @@ from truing.runs.sinks import printable
 from truing.statistics import Estimate, shown
 
 WIDTH = 110
+WRAPPER = textwrap.TextWrapper(
+    WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 10, break_on_hyphens=False, break_long_words=False
+)
+"""Lines of a finding; a path that is broken at a hyphen could not be copied."""
 MARK = {"act": "ACT    ", "watch": "watch  ", "unknown": "unknown", "fine": "fine   "}
 
 
@@ -31,8 +35,7 @@ def _body(finding: Finding, file: str) -> list[str]:
     lines.append(f"  why: {finding.why}")
     if finding.mend:
         lines.append(f"  mend: {finding.mend.replace('FILE', file)}")
-    wrapped = (textwrap.wrap(line, WIDTH, initial_indent="        ", subsequent_indent="          ") for line in lines)
-    return [piece for pieces in wrapped for piece in pieces]
+    return [piece for line in lines for piece in WRAPPER.wrap(line)]
 
 
 def number(finding: Finding) -> str:
