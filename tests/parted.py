@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 BETWEEN = "between"
-PARTS = ("sampling", "scoring", "rewarding", "learning", "measuring the KL", "taking back")
+PARTS = ("sampling", "scoring", "rewarding", "learning", "measuring the KL", "taking back", "saving the model")
 HELD = 60.0
 """Seconds for which the command waits to be killed."""
 
@@ -15,6 +15,7 @@ HELD = 60.0
 def command(marks: str, at: str, *argv: str) -> None:
     """`truing *argv`, a line of `marks` for each part that begins or ends; at the line numbered `at` it waits."""
     from truing import cli
+    from truing.recipes import ppo
     from truing.rewards.base import WeightedSum
     from truing.rollouts import on_policy
     from truing.train.replay import ReplayLearner
@@ -48,6 +49,7 @@ def command(marks: str, at: str, *argv: str) -> None:
         ("learning", ReplayLearner, "_epochs"),
         ("measuring the KL", ReplayLearner, "_measured"),
         ("taking back", ReplayLearner, "_exchange"),
+        ("saving the model", ppo, "save_policy"),
     ]
     assert tuple(part for part, _, _ in places) == PARTS
     for part, owner, name in places:

@@ -162,8 +162,9 @@ def killed_in(part: str, zygote: Zygote, whole: Undisturbed, folder: Path, *, se
     assert differences(run, whole.folder) == [], log.read_text()
 
 
-def test_trap_23_killed_while_an_update_is_taken_back(zygote: Zygote, undisturbed, tmp_path: Path) -> None:
-    killed_in("taking back", zygote, undisturbed("ppo", "lora"), tmp_path / "killed", seed="taken back")
+@pytest.mark.parametrize("part", ["taking back", "saving the model"])
+def test_trap_23_killed_where_policy_optimisation_alone_has_a_part(part: str, zygote: Zygote, undisturbed, tmp_path: Path) -> None:
+    killed_in(part, zygote, undisturbed("ppo", "lora"), tmp_path / "killed", seed=part)
 
 
 @pytest.mark.soak

@@ -236,7 +236,7 @@ TRAPS = {
         tests=(
             "test_checkpoint.py::test_trap_23_killed_at_any_moment_the_next_start_finds_a_whole_checkpoint_or_the_one_before",
             "test_kill.py::test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes",
-            "test_kill.py::test_trap_23_killed_while_an_update_is_taken_back",
+            "test_kill.py::test_trap_23_killed_where_policy_optimisation_alone_has_a_part",
             "test_online.py::test_trap_23_killed_at_any_moment_rounds_end_at_the_same_bytes",
             "test_constitutional.py::test_trap_23_killed_at_any_moment_a_constitutional_run_ends_at_the_same_bytes",
             "test_ranks.py::test_trap_23_killed_together_they_continue_to_the_same_bytes",

@@ -27,7 +27,7 @@ from truing.models.policy import Policy
 from truing.objectives import PolicyGradient
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
-from truing.recipes.fit import RESULT, load_policy, model_folder, opened, save_policy
+from truing.recipes.fit import MODEL, RESULT, load_policy, model_folder, opened, save_policy
 from truing.recipes.held_out_answers import HeldOutAnswers
 from truing.recipes.preflight import preflight, refuse
 from truing.recipes.reward_folder import load_reward_model, start_critic
@@ -45,7 +45,6 @@ from truing.rollouts.kl_control import KL_RULES, FixedKL, KLControl, KLRule
 from truing.rollouts.on_policy import OnPolicy, Rounds
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.scoring import Reference, divergence
-from truing.runs.run import Run
 from truing.runs.sinks import Sink
 from truing.statistics import bootstrap_mean, paired_difference, shown
 from truing.train.checkpoint import seed_random_states
@@ -212,9 +211,10 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         evaluate = held_out.evaluation(policy) if held_out.questions else None
         train(run, replay, _objective(config), source, evaluate=evaluate)
         reference.check()
-        _finish(run, config, method, found, before, held_out.rewards(policy))
-        if world.rank == 0:
+        result = _result(method, found, before, held_out.rewards(policy))
+        if world.rank == 0 and not (folder / MODEL / "config.json").is_file():
             save_policy(folder, policy, chat, start)
+        run.write(RESULT, result)
         world.wait()
     return folder
 
@@ -351,14 +351,7 @@ def _objective(config: Config) -> PolicyGradient:
     )
 
 
-def _finish(
-    run: Run,
-    config: Config,
-    method: str,
-    found: Examples,
-    before: Sequence[float | None] | None,
-    after: Sequence[float | None],
-) -> None:
+def _result(method: str, found: Examples, before: Sequence[float | None] | None, after: Sequence[float | None]) -> dict[str, Any]:
     """`result.json`: how much was trained on, and the mean reward of answers to held-out prompts before and after."""
     result: dict[str, Any] = {"method": method, "train": len(found.train.trees), "held_out": len(found.held_out.trees)}
     good = [value for value in after if value is not None]
@@ -368,4 +361,4 @@ def _finish(
     if pairs:
         result["reward_before"] = shown(bootstrap_mean([b for _, b in pairs], seed=0))
         result["reward_gain"] = shown(paired_difference([a for a, _ in pairs], [b for _, b in pairs], seed=0))
-    run.write(RESULT, result)
+    return result
