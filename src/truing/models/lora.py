@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from truing.models.low_rank import shorten
 from truing.randomness import counted_seed
 
 
@@ -68,8 +69,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLIC
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*already.*peft_config.*")  # the second adapter is meant to be one
             inject_adapter_in_model(config, model, adapter_name=name)
-    for layer in _layers(model):
-        layer.set_adapter([POLICY])
+    _ready(model)
     for place, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in place)
         if "lora_" in place:
@@ -110,8 +110,7 @@ def attach(model: PreTrainedModel, tensors: Mapping[str, Tensor], *, alpha: floa
             if weight.shape != value.shape:
                 raise ValueError(f"an adapter of shape {list(value.shape)} for {place}, which takes {list(weight.shape)}")
             weight.data = value.to(model.dtype).to(model.device)
-    for layer in _layers(model):
-        layer.set_adapter([POLICY])
+    _ready(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in trained:
@@ -144,6 +143,14 @@ def without_adapters(model: nn.Module) -> dict[str, Tensor]:
 
 def _layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _ready(model: nn.Module) -> None:
+    """Adapters that were just put in: the policy's is the one in force, and layers compute them the short way."""
+    for layer in _layers(model):
+        layer.set_adapter([POLICY])
+        if isinstance(layer, Linear):
+            shorten(layer)
 
 
 def has_lora(model: nn.Module) -> bool:
