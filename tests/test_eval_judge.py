@@ -159,7 +159,7 @@ def test_a_panel_by_hand() -> None:
     y: list[Side | None] = ["first", "second", "second", None]
     found = panel({"x": x, "y": y}, people)
     assert found["people"]["x"]["accuracy"]["value"] == 0.75
-    # p_o = 3/4; p_e = 3/4 * 1/2 + 1/4 * 1/2 = 1/2.
+    # p_o = 3/4; without ties chance agrees in 1/2, whichever answer is called the first.
     assert found["people"]["x"]["kappa"]["value"] == pytest.approx(0.5)
     (both,) = found["pairs"]
     assert (both["agreement"]["value"], both["agreement"]["n"]) == (pytest.approx(2 / 3), 3)
@@ -169,6 +169,19 @@ def test_a_panel_by_hand() -> None:
     assert "y says nothing of 1" in text
     with pytest.raises(ValueError, match="all judge the same pairs"):
         panel({"x": x, "y": y[:2]})
+
+
+def test_agreement_of_judges_does_not_hang_on_which_answer_stands_first() -> None:
+    # Two judges who prefer the tuned model's answer in 19 of 20 pairs, and once each in another: it is always the second.
+    x: list[Side | None] = ["first", *["second"] * 19]
+    y: list[Side | None] = [*["second"] * 19, "first"]
+    turned: dict[str | None, Side | None] = {"first": "second", "second": "first"}
+    every_second = [place % 2 == 0 for place in range(20)]
+    x2, y2 = ([turned[s] if turn else s for s, turn in zip(said, every_second, strict=True)] for said in (x, y))
+    plain, mixed = (panel({"x": a, "y": b})["pairs"][0] for a, b in ((x, y), (x2, y2)))
+    for name in ("kappa", "alpha"):
+        assert plain[name] == mixed[name]
+        assert plain[name]["value"] > 0.75
 
 
 def test_coefficients_that_are_not_defined_say_why() -> None:

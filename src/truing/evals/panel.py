@@ -1,22 +1,23 @@
 """Several judges on the same pairs of answers: how far they agree with each other, and with people where people have labelled them.
 
 Labels are first, second or tie. One pair a prompt, so that every pair is a unit of its own. Where a judge gave no verdict, the pair
-says nothing of it. A coefficient that is not defined (all labels alike) says why instead of a number.
+says nothing of it. Kappa and alpha do not hang on which answer stands first, which is always the base model's where models are
+compared (`truing.feedback.sides`); AC1 (Gwet 2008) is the published one. A coefficient that is not defined says why instead of a
+number.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
 from truing.evals.verdicts import Pairing
-from truing.feedback.agreement import cohen_kappa, gwet_ac1, krippendorff_alpha, raw_agreement
-from truing.feedback.sides import Side
+from truing.feedback.agreement import gwet_ac1
+from truing.feedback.sides import Side, same_side, side_alpha, side_kappa
 from truing.judges.judgement import Comparison
 from truing.randomness import counted_seed
 from truing.records import Preference, Prompt
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 from truing.statistics import Estimate, ends, win_rate
 
 Labels = Sequence[Side | None]
@@ -28,7 +29,7 @@ def labelled(pairs: Sequence[Preference], most: int, seed: int) -> tuple[list[Pa
     """At most so many pairs, the first of each prompt, with the side that people prefer: drawn, so that place tells nothing."""
     found: dict[str, tuple[Pairing, Side]] = {}
     for pair in pairs:
-        key = hashlib.sha256(to_json([[turn.role, turn.content] for turn in pair.prompt])).hexdigest()[:16]
+        key = digest([[turn.role, turn.content] for turn in pair.prompt])[:16]
         if key in found or len(found) == most:
             continue
         comparison = Comparison(
@@ -56,7 +57,7 @@ def panel(said: Mapping[str, Labels], people: Sequence[Side] | None = None, *, s
     if len(names) > 2:
         every = [[said[name][i] for name in names] for i in range(count)]
         found["all"] = {
-            "alpha": _defined(lambda: krippendorff_alpha(every, seed=seed, draws=DRAWS)),
+            "alpha": _defined(lambda: side_alpha(every)),
             "ac1": _defined(lambda: gwet_ac1(every, seed=seed, draws=DRAWS)),
         }
     if people is not None:
@@ -69,9 +70,9 @@ def _two(first: Labels, second: Labels, seed: int) -> dict[str, Any]:
     one, other = [a for a, _ in both], [b for _, b in both]
     rows = [list(pair) for pair in both]
     return {
-        "agreement": _defined(lambda: raw_agreement(rows, seed=seed, draws=DRAWS)),
-        "kappa": _defined(lambda: cohen_kappa(one, other, seed=seed, draws=DRAWS)),
-        "alpha": _defined(lambda: krippendorff_alpha(rows, seed=seed, draws=DRAWS)),
+        "agreement": _defined(lambda: same_side(one, other)),
+        "kappa": _defined(lambda: side_kappa(one, other)),
+        "alpha": _defined(lambda: side_alpha(rows)),
         "ac1": _defined(lambda: gwet_ac1(rows, seed=seed, draws=DRAWS)),
     }
 
