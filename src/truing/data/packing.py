@@ -10,10 +10,10 @@ from numpy import ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packing(Sequence[Int[ndarray, "_"]]):
+class Packing(Sequence[Int[ndarray, " _"]]):
     """Groups of places. Example: `first_fit(np.array([5, 9, 4]), budget=10)` holds the groups `[1]` and `[0, 2]`."""
 
-    members: Int[ndarray, "_"]
+    members: Int[ndarray, " _"]
     """The places of all groups, one group after the other."""
     bounds: Int[ndarray, " bound"]
     """Where in `members` each group begins, and the end."""
@@ -21,14 +21,14 @@ class Packing(Sequence[Int[ndarray, "_"]]):
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def __iter__(self) -> Iterator[Int[ndarray, "_"]]:
+    def __iter__(self) -> Iterator[Int[ndarray, " _"]]:
         return (self[i] for i in range(len(self)))
 
     @overload
-    def __getitem__(self, at: int) -> Int[ndarray, "_"]: ...
+    def __getitem__(self, at: int) -> Int[ndarray, " _"]: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Int[ndarray, "_"]]: ...
-    def __getitem__(self, at: int | slice) -> Int[ndarray, "_"] | list[Int[ndarray, "_"]]:
+    def __getitem__(self, at: slice) -> list[Int[ndarray, " _"]]: ...
+    def __getitem__(self, at: int | slice) -> Int[ndarray, " _"] | list[Int[ndarray, " _"]]:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
         number = range(len(self))[at]

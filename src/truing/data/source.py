@@ -74,7 +74,7 @@ class TreeSource:
         packed = first_fit(sizes_of(self.trees, share), budget=self.micro_tokens, keys=keys_of(self.trees, share))
         return Groups(trees=self.trees, places=[share[group] for group in packed])
 
-    def first_epoch(self, steps: int | None = None) -> Iterator[Int[np.ndarray, "_"]]:
+    def first_epoch(self, steps: int | None = None) -> Iterator[Int[np.ndarray, " _"]]:
         """Where the trees of each micro-batch of the first epoch stand, of all ranks; of its first so many steps."""
         for step in range(min(self.steps_per_epoch, steps or self.steps_per_epoch)):
             for rank in range(self.ranks):

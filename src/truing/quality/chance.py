@@ -84,7 +84,7 @@ def _places(n: int) -> Float[np.ndarray, " vote"]:
     return np.arange(n) - (n - 1) / 2
 
 
-def drift_chances(people: Sequence[tuple[Bool[np.ndarray, "_"], Sequence[int]]], seed: int) -> list[float]:
+def drift_chances(people: Sequence[tuple[Bool[np.ndarray, " _"], Sequence[int]]], seed: int) -> list[float]:
     """For each of several people, given as right votes in their order and the sizes of sessions, the chance that the largest trend
     of all of them is as large as his, were the order within sessions drawn at random."""
     found = [_moved(right, votes) for right, votes in people]
