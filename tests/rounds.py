@@ -21,6 +21,7 @@ from truing.parallel.world import World
 from truing.records import Message, Origin, Prompt, Rollout
 from truing.rewards.base import Failure, WeightedSum
 from truing.rewards.combine import Shape, combination
+from truing.rollouts.collect import LocalSampler
 from truing.rollouts.credit import GAE, CreditRule
 from truing.rollouts.kl_control import FixedKL, KLControl, KLRule
 from truing.rollouts.on_policy import OnPolicy, Rounds
@@ -91,9 +92,9 @@ class Setup:
             for row, trunk in enumerate(TRUNKS, 1)
         ]
         self.source = OnPolicy(
-            TreeSource(trees, batch_size=self.batch_size, micro_tokens=self.micro_tokens, seed=self.seed),
-            records,
-            self.model,
+            prompts=TreeSource(trees, batch_size=self.batch_size, micro_tokens=self.micro_tokens, seed=self.seed),
+            records=records,
+            model=self.model,
             reference=self.reference,
             reward=WeightedSum(parts={"low": self.reward}, weights={"low": 1.0}),
             combination=combination({"low": 1.0}, self.shape, {}),
@@ -106,6 +107,7 @@ class Setup:
             world=self.world,
             record=self.rows.append,
             warn=self.warnings.append,
+            sampler=LocalSampler(policy=policy),
         )
         settings = Optimizer(lr=self.lr, eps=1e-5, schedule="linear", warmup=0.0)
         self.learner = ReplayLearner(

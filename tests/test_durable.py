@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from truing.runs import durable
+from truing.runs import canonical, durable
 from truing.runs.durable import AppendLog, BrokenFolderError, StorageError, inspect_folder, verify_folder, write_file, write_folder
 from truing.runs.lock import RunBusyError, RunLock, owner_of
 
@@ -329,11 +329,11 @@ def test_damage_is_named(damage: Callable[[Path], object], reason: str, tmp_path
 
 def test_keys_that_json_would_change_are_refused() -> None:
     with pytest.raises(AssertionError, match="no string: 0"):
-        durable.to_json({"state": [{0: "step"}]})
+        canonical.to_json({"state": [{0: "step"}]})
 
 
 def test_a_line_is_the_same_bytes_each_time() -> None:
-    assert durable.to_json_line({"b": 0.1, "a": float("nan"), "c": [float("-inf")]}) == b'{"a":"nan","b":0.1,"c":["-inf"]}\n'
+    assert canonical.to_json_line({"b": 0.1, "a": float("nan"), "c": [float("-inf")]}) == b'{"a":"nan","b":0.1,"c":["-inf"]}\n'
 
 
 def test_a_log_loses_its_torn_line_and_is_cut_back(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_trap_23_killed_at_any_moment_the_same_command_ends_at_the_same_bytes(
     assert len(kills(zygote, whole, tmp_path, least=least, seed=f"{method} {weights}")) >= least
 
 
-def killed_in(part: str, zygote: Zygote, whole: Undisturbed, folder: Path, *, seed: str) -> None:
+def assert_goes_on_after_a_kill_in(part: str, zygote: Zygote, whole: Undisturbed, folder: Path, *, seed: str) -> None:
     """Kills the command inside a part of one of its rounds, and lets it go on to the end."""
     folder.mkdir()
     run, log, marks = folder / "run", folder / "log", folder / "marks"
@@ -164,7 +164,7 @@ def killed_in(part: str, zygote: Zygote, whole: Undisturbed, folder: Path, *, se
 
 @pytest.mark.parametrize("part", ["taking back", "saving the model"])
 def test_trap_23_killed_where_policy_optimisation_alone_has_a_part(part: str, zygote: Zygote, undisturbed, tmp_path: Path) -> None:
-    killed_in(part, zygote, undisturbed("ppo", "lora"), tmp_path / "killed", seed=part)
+    assert_goes_on_after_a_kill_in(part, zygote, undisturbed("ppo", "lora"), tmp_path / "killed", seed=part)
 
 
 @pytest.mark.soak
@@ -175,7 +175,7 @@ def test_killed_inside_each_part_of_a_round(
 ) -> None:
     whole = undisturbed(method, weights)
     for number in range(3):
-        killed_in(part, zygote, whole, tmp_path / str(number), seed=f"{method} {weights} {part} {number}")
+        assert_goes_on_after_a_kill_in(part, zygote, whole, tmp_path / str(number), seed=f"{method} {weights} {part} {number}")
 
 
 @pytest.mark.soak

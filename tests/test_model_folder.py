@@ -262,8 +262,8 @@ def test_code_and_pickles_that_nothing_names_are_left_alone(folder: Path) -> Non
     edit(folder, _name_or_path="http://169.254.169.254/evil", quantization_config=None, trust_remote_code=False)
     edit(folder, "tokenizer_config.json", name_or_path="evil/remote")
     with nothing_runs(folder):
-        load_tokenizer(folder)
-        load_causal(folder, dtype=torch.float32)
+        assert load_tokenizer(folder).vocab_size
+        assert load_causal(folder, dtype=torch.float32).config.model_type == "llama"
 
 
 def test_the_watch_itself_sees_a_pickle_that_runs(folder: Path) -> None:

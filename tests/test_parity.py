@@ -68,7 +68,7 @@ def ours(model, objective, steps: list[list[Tree]], *, budget: int = 70) -> list
     return [learner.update(objective, [TreeBatch.of(group) for group in pack(trees, budget)]) for trees in steps]
 
 
-def same(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float = 1e-6) -> None:
+def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float = 1e-6) -> None:
     """Losses to 1e-6; the rest to 1e-5, since a summed log-probability of -100 has no more digits in fp32."""
     for mine, theirs in zip(found, expected, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=tolerance, rel=tolerance)
@@ -76,7 +76,7 @@ def same(found: list[dict[str, float]], expected: list[dict[str, float]], tolera
             assert mine[key] == pytest.approx(theirs[key], abs=1e-5, rel=1e-5), key
 
 
-def same_weights(policy: Policy, oracle, tolerance: float) -> None:
+def assert_same_weights(policy: Policy, oracle, tolerance: float) -> None:
     for (name, mine), (_, theirs) in zip(policy.model.named_parameters(), oracle.named_parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
@@ -91,8 +91,8 @@ def test_sft_equals_its_oracle():
     oracle = copy.deepcopy(model)
     policy = probe(model).policy
     found = ours(policy, Imitation(loss=NLL()), steps)
-    same(found, one_file("sft").train(oracle, [[as_example(t) for t in s] for s in steps], **schedule(STEPS)))
-    same_weights(policy, oracle, 1e-6)
+    assert_same(found, one_file("sft").train(oracle, [[as_example(t) for t in s] for s in steps], **schedule(STEPS)))
+    assert_same_weights(policy, oracle, 1e-6)
 
 
 @pytest.mark.parametrize("loss", ["dpo", "cdpo", "ipo", "aot"])
@@ -107,8 +107,8 @@ def test_preference_losses_equal_their_oracle(loss):
     expected = one_file("dpo").train(
         oracle, [[as_example(t) for t in s] for s in steps], loss=loss, beta=0.1, **method, **schedule(STEPS)
     )
-    same(found, expected)
-    same_weights(policy, oracle, 1e-6)
+    assert_same(found, expected)
+    assert_same_weights(policy, oracle, 1e-6)
     if loss != "ipo":
         assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
@@ -134,8 +134,8 @@ def test_feedback_losses_equal_their_oracle_in_one_micro_batch_or_several(loss, 
 
     ordered = [sorted(step, key=lambda tree: counted_seed(0, "mismatch", tree.key)) for step in steps]
     expected = one_file("kto").train(oracle, [[as_feedback(t) for t in s] for s in ordered], loss=loss, beta=0.1, **schedule(STEPS))
-    same(found, expected)
-    same_weights(policy, oracle, 1e-6)
+    assert_same(found, expected)
+    assert_same_weights(policy, oracle, 1e-6)
     assert found[0]["loss"] == pytest.approx(0.5 if loss == "kto" else math.log(2), abs=1e-6)
     if loss == "kto":
         assert max(step["baseline"] for step in found) > 0.001
@@ -191,7 +191,7 @@ OWN = {"alphapo": 5e-6, "ln_dpo": 5e-6, "dpop": 3e-5, "sppo": 1e-6}
 """The same for the losses that are milder elsewhere; loss and gradient, relative to their size."""
 
 
-def equal_to_the_oracle(loss, apart, settings, objective, tolerance, slopes):
+def assert_equal_to_the_oracle(loss, apart, settings, objective, tolerance, slopes):
     """A step's loss, metrics and gradients, in one micro-batch and in two."""
     trees, examples = [t for step in apart.steps[:3] for t in step], [e for step in apart.examples[:3] for e in step]
     value, numbers = PREFERENCE.loss_of(apart.oracle, apart.reference, examples, loss=loss, **settings)
@@ -211,13 +211,13 @@ def equal_to_the_oracle(loss, apart, settings, objective, tolerance, slopes):
 
 @pytest.mark.parametrize("loss", PREFERENCE.LOSSES)
 def test_losses_and_gradients_of_the_family_equal_the_oracle_for_any_split(loss, apart):
-    equal_to_the_oracle(loss, apart, MILD.get(loss, {}), family(loss), 1e-6, ROUNDED.get(loss, 1e-6))
+    assert_equal_to_the_oracle(loss, apart, MILD.get(loss, {}), family(loss), 1e-6, ROUNDED.get(loss, 1e-6))
 
 
 @pytest.mark.parametrize("loss", OWN)
 def test_losses_and_gradients_equal_the_oracle_with_the_losses_own_defaults_too(loss, apart):
     objective = PairedPreference(loss=PAIR_LOSSES[loss]())
-    equal_to_the_oracle(loss, apart, {}, objective, OWN[loss], OWN[loss])
+    assert_equal_to_the_oracle(loss, apart, {}, objective, OWN[loss], OWN[loss])
 
 
 @pytest.mark.parametrize("loss", FEEDBACK_LOSSES)
@@ -266,8 +266,8 @@ def test_ten_steps_of_the_family_equal_the_oracle(loss, apart):
     found = ours(policy, family(loss), apart.steps, budget=1)
     settings = {"loss_of": PREFERENCE.loss_of, "loss": loss, "reference": apart.reference, **MILD.get(loss, {}), **schedule(STEPS)}
     squares = 1e-5 if loss == "sppo" else 1e-6  # of summed log-ratios: their rounding is doubled and not divided by a length
-    same(found, one_file("dpo").train(oracle, apart.examples, **settings), squares)
-    same_weights(policy, oracle, 1e-6)
+    assert_same(found, one_file("dpo").train(oracle, apart.examples, **settings), squares)
+    assert_same_weights(policy, oracle, 1e-6)
 
 
 @pytest.mark.parametrize("branches", [2, 4])
@@ -281,7 +281,7 @@ def test_reward_model_equals_its_oracle_on_pairs_and_rankings(branches):
     oracle.head.bias.requires_grad_(False)
     found = ours(model, RewardRanking(loss=BradleyTerry()), steps)
     expected = script.train(oracle, [[as_example(t) for t in s] for s in steps], **schedule(STEPS))
-    same([{"loss": f["loss"], "grad_norm": f["grad_norm"]} for f in found], expected)
+    assert_same([{"loss": f["loss"], "grad_norm": f["grad_norm"]} for f in found], expected)
 
 
 @pytest.mark.smollm2

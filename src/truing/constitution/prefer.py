@@ -4,7 +4,6 @@ The preference half of Constitutional AI's RL stage (arXiv 2212.08073, section 4
 principles instead of one, each in both orders, and where they disagree a stated rule decides (`truing.constitution.conflicts`).
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from truing.judges.bias import Judged
 from truing.judges.judgement import Comparison, Decided, Judge, Judgement
 from truing.randomness import counted_seed
 from truing.records import Preference
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 OnFlip = Literal["tie", "drop", "average"]
 """What a principle says of a pair that it sees otherwise in the other order: a tie, nothing, or the mean of both log-odds."""
@@ -121,7 +120,7 @@ class Principled:
     def identity(self) -> str:
         """Of the model, how it is asked, the constitution and how its principles decide."""
         decides = [asdict(self.constitution), self.principles, self.rule, self.sure, self.on_flip, self.seed]
-        return hashlib.sha256(to_json([self.weights, decides])).hexdigest()
+        return digest([self.weights, decides])
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
         """What the principles come to, with what each one said; a problem where none has an opinion."""
@@ -165,7 +164,7 @@ def _place(comparison: Comparison) -> int:
     """A number of the prompt and both answers, the same in both orders."""
     turns = [[turn.role, turn.content] for turn in comparison.prompt.messages]
     texts = sorted((comparison.first, comparison.second))
-    return int(hashlib.sha256(to_json([turns, texts])).hexdigest()[:15], 16)
+    return int(digest([turns, texts])[:15], 16)
 
 
 def rubric(principle: Principle) -> str:

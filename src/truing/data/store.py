@@ -1,20 +1,19 @@
 """Trees on disk: their tokens in one flat file, written once in order and read tree by tree, so that data does not fill memory.
 
 In memory stay a few numbers a tree: where it begins, how long its trunk and branches are, its record and what judges said. A store
-hold several parts (training, held out). What is kept beside the trees, and when a store may be used again, is for the callers.
+holds several parts (training, held out). What is kept beside the trees, and when a store may be used again, is for the callers.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors.numpy import load, save
 
-from truing.data.tree import Branch, Subset, Tree
+from truing.data.tree import Branch, LazyTrees, Tree
 from truing.runs.durable import Manifest, read_entry, storage_errors
 from truing.runs.flat import FlatFile
 
@@ -92,7 +91,7 @@ class TreeWriter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StoredTrees(Sequence[Tree]):
+class StoredTrees(LazyTrees):
     """One part of a store. Example: `StoredTrees.open(folder, inspect_folder(folder), "train")[0]`. Safe to read from threads."""
 
     tokens: FlatFile
@@ -137,14 +136,7 @@ class StoredTrees(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    @overload
-    def __getitem__(self, at: int) -> Tree: ...
-    @overload
-    def __getitem__(self, at: slice) -> Subset: ...
-    def __getitem__(self, at: int | slice) -> Tree | Subset:
-        if isinstance(at, slice):
-            return Subset.sliced(self, at)
-        number = range(len(self))[at]
+    def tree(self, number: int) -> Tree:
         count, run = int(self.branches[number]), int(self.runs[number])
         row = self.tokens.read(int(self.starts[number]), int(self.sizes[number]))
         ids, scored = (row & ~SCORED).tolist(), (row >= SCORED).tolist()

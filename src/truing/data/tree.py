@@ -4,6 +4,7 @@ A `Tree` is a trunk (the prompt's tokens) and its branches (the responses). A `T
 without padding. What attention makes of the layout is `truing.models.attention`; how records become trees is `truing.data.chat`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, overload, runtime_checkable
@@ -214,43 +215,12 @@ class TreeBatch:
     @classmethod
     def of(cls, trees: Sequence[Tree], device: torch.device | str = "cpu") -> "TreeBatch":
         """Lay the trees end to end behind their root, each as trunk, then branches."""
-        root = common_beginning([tree.trunk for tree in trees])
-        tokens = list(trees[0].trunk[:root])
-        scored: list[bool] = [False] * root
-        # a run is the root, a trunk behind it, or a branch: how many tokens, how far positions lie off from places, which response
-        sizes, shifts, response_of = [root], [0], [-1]
-        heads: list[int] = []
-        lengths: list[int] = []
-        tree_of: list[int] = []
-        spans: list[TreeSpan] = []
-        for number, tree in enumerate(trees):
-            start, depth = len(tokens), len(tree.trunk)
-            tokens += tree.trunk[root:]
-            scored += [False] * (depth - root)
-            sizes.append(depth - root)
-            shifts.append(root - start)
-            response_of.append(-1)
-            trunk_end = len(tokens)
-            branch_spans: list[tuple[int, int]] = []
-            for branch in tree.branches:
-                assert branch.tokens, "an empty response is refused while reading"
-                first = len(tokens)
-                tokens += branch.tokens
-                scored += branch.scored
-                sizes.append(len(branch.tokens))
-                shifts.append(depth - first)
-                response_of.append(len(tree_of))
-                heads.append(trunk_end - 1)
-                lengths.append(sum(branch.scored))
-                tree_of.append(number)
-                branch_spans.append((first, len(tokens)))
-            spans.append(TreeSpan(trunk=(start, trunk_end), branches=tuple(branch_spans)))
-
-        row, places = np.array(tokens, dtype=np.int64), np.arange(len(tokens))
-        firsts = np.array([a for span in spans for a, _ in span.branches], dtype=np.int64)
+        laid = _Laid.out(trees)
+        row, places = np.array(laid.tokens, dtype=np.int64), np.arange(len(laid.tokens))
+        firsts = np.array([a for span in laid.spans for a, _ in span.branches], dtype=np.int64)
         before = places - 1
-        before[firsts] = heads
-        asked = np.flatnonzero(scored)
+        before[firsts] = laid.heads
+        asked = np.flatnonzero(laid.scored)
 
         def whole(values: Sequence[int] | np.ndarray) -> Tensor:
             return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
@@ -262,24 +232,72 @@ class TreeBatch:
         judged = [flag for tree in trees for flag in (tree.desirable or ())]
         return cls(
             trees=tuple(trees),
-            root=root,
-            spans=tuple(spans),
+            root=laid.sizes[0],
+            spans=tuple(laid.spans),
             tokens=whole(row),
-            positions=whole(places + np.repeat(shifts, sizes)),
+            positions=whole(places + np.repeat(laid.shifts, laid.sizes)),
             source=whole(before[asked]),
             target=whole(row[asked]),
-            response=whole(np.repeat(response_of, sizes)[asked]),
-            last=whole([end - 1 for span in spans for _, end in span.branches]),
-            length=whole(lengths),
-            tree=whole(tree_of),
-            reference_tokens=torch.cat(references).to(device) if references and len(references) == len(tree_of) else None,
+            response=whole(np.repeat(laid.response_of, laid.sizes)[asked]),
+            last=whole([end - 1 for span in laid.spans for _, end in span.branches]),
+            length=whole(laid.lengths),
+            tree=whole(laid.tree_of),
+            reference_tokens=torch.cat(references).to(device) if references and len(references) == len(laid.tree_of) else None,
             margin=torch.tensor([m or 0.0 for m in margins], device=device) if any(m is not None for m in margins) else None,
             probability=torch.tensor([1.0 if p is None else p for p in chances], device=device)
             if any(p is not None for p in chances)
             else None,
-            desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(tree_of) else None,
-            credit=BatchCredit.of(credits, device) if credits and len(credits) == len(tree_of) else None,
+            desirable=torch.tensor(judged, device=device) if judged and len(judged) == len(laid.tree_of) else None,
+            credit=BatchCredit.of(credits, device) if credits and len(credits) == len(laid.tree_of) else None,
         )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Laid:
+    """Trees laid end to end, in runs: the root, then each tree's trunk behind it and its branches."""
+
+    tokens: list[int] = field(default_factory=list)
+    scored: list[bool] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    """Tokens of each run."""
+    shifts: list[int] = field(default_factory=list)
+    """How far the positions of each run lie off from its places."""
+    response_of: list[int] = field(default_factory=list)
+    """The response that each run is; -1 where it is none."""
+    heads: list[int] = field(default_factory=list)
+    """For each response, the place that its first token is predicted from."""
+    lengths: list[int] = field(default_factory=list)
+    """Scored tokens of each response."""
+    tree_of: list[int] = field(default_factory=list)
+    """The tree of each response."""
+    spans: list[TreeSpan] = field(default_factory=list)
+
+    @classmethod
+    def out(cls, trees: Sequence[Tree]) -> "_Laid":
+        laid, root = cls(), common_beginning([tree.trunk for tree in trees])
+        laid._add(trees[0].trunk[:root], depth=0)
+        for number, tree in enumerate(trees):
+            trunk = laid._add(tree.trunk[root:], depth=root)
+            branches: list[tuple[int, int]] = []
+            for branch in tree.branches:
+                assert branch.tokens, "an empty response is refused while reading"
+                branches.append(laid._add(branch.tokens, depth=len(tree.trunk), branch=branch))
+                laid.heads.append(trunk[1] - 1)
+                laid.tree_of.append(number)
+            laid.spans.append(TreeSpan(trunk=trunk, branches=tuple(branches)))
+        return laid
+
+    def _add(self, tokens: Sequence[int], *, depth: int, branch: Branch | None = None) -> tuple[int, int]:
+        """A run whose first token has the position `depth`; where it lies."""
+        start = len(self.tokens)
+        self.tokens += tokens
+        self.scored += branch.scored if branch else [False] * len(tokens)
+        self.sizes.append(len(tokens))
+        self.shifts.append(depth - start)
+        self.response_of.append(len(self.lengths) if branch else -1)
+        if branch:
+            self.lengths.append(sum(branch.scored))
+        return start, len(self.tokens)
 
 
 def common_beginning(trunks: Sequence[tuple[int, ...]]) -> int:
@@ -333,6 +351,23 @@ def _all(trees: Sequence[Tree], places: Int[np.ndarray, " place"] | None) -> Ite
     return range(len(trees)) if places is None else places.tolist()
 
 
+class LazyTrees(Sequence[Tree], ABC):
+    """Trees that are made when they are asked for; a slice makes none. Each kind says how many, and the one at a place."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def tree(self, number: int) -> Tree:
+        """The tree at a place from 0 on."""
+
+    @overload
+    def __getitem__(self, at: int) -> Tree: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Subset": ...
+    def __getitem__(self, at: int | slice) -> "Tree | Subset":
+        return Subset.sliced(self, at) if isinstance(at, slice) else self.tree(range(len(self))[at])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subset(Sequence[Tree]):
     """Some of the trees, read when they are asked for. Example: `Subset.sliced(trees, slice(0, None, 2))`: every second one."""
@@ -371,7 +406,7 @@ class Groups(Sequence[list[Tree]]):
     """Packed trees, each group read when it is asked for. Example: `for group in pack(trees, 2048): TreeBatch.of(group)`."""
 
     trees: Sequence[Tree]
-    places: Sequence[Int[np.ndarray, "_"]]
+    places: Sequence[Int[np.ndarray, " _"]]
     """For each group, where its trees stand."""
 
     def __len__(self) -> int:

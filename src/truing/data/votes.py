@@ -5,7 +5,8 @@ from typing import Literal
 
 from truing.data.problems import BadValueError
 
-CHOICES: Mapping[str, Literal["first", "second", "tie", "both bad"]] = {
+Choice = Literal["first", "second", "tie", "both bad"]
+CHOICES: Mapping[str, Choice] = {
     **dict.fromkeys(("first", "a", "1"), "first"),
     **dict.fromkeys(("second", "b", "2"), "second"),
     **dict.fromkeys(("tie", "same", "equal", "both good", "both_good", "0"), "tie"),
@@ -14,11 +15,16 @@ CHOICES: Mapping[str, Literal["first", "second", "tie", "both bad"]] = {
 """Capitals aside."""
 
 
-def said(cell: object) -> str:
-    """What stands in a cell, in lower case; 0 is a choice, and a table's 1.0 is the 1 that was written."""
+def written(cell: object) -> str:
+    """What stands in a cell; 0 is an answer, and a table's 1.0 is the 1 that was written."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
-    return "" if cell is None else str(cell).strip().lower()
+    return "" if cell is None else str(cell).strip()
+
+
+def said(cell: object) -> str:
+    """What stands in a cell of choices, in lower case."""
+    return written(cell).lower()
 
 
 def chosen_side(cell: object) -> Literal["first", "second"]:

@@ -4,7 +4,6 @@ What passes (a timeout, 429 with its Retry-After, 500, a dropped connection, a r
 what fails in the end is a named failure, never a text of our own. How a request travels is `truing.endpoint.transport`'s.
 """
 
-import hashlib
 import json
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Literal
 from truing.endpoint.asking import Ask, Endpoint, Failed, Fault, Reply, Spent
 from truing.endpoint.replies import Replies
 from truing.endpoint.transport import EXCERPT, FaultError, Transport, malformed, row_of
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 ENDINGS: Mapping[object, Literal["end", "length"]] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "end"),
@@ -73,7 +72,7 @@ class Client:
 
     def key(self, ask: Ask) -> str:
         """A hash of everything that decides the reply."""
-        return hashlib.sha256(to_json([self.endpoint.url, self._body(ask, ask.seed), ask.place])).hexdigest()
+        return digest([self.endpoint.url, self._body(ask, ask.seed), ask.place])
 
     def _body(self, ask: Ask, seed: int | None) -> dict[str, object]:
         body: dict[str, object] = {

@@ -6,7 +6,8 @@ from pathlib import Path
 from truing.data.problems import BadValueError
 from truing.data.strict_json import parse_row
 from truing.endpoint.asking import Reply
-from truing.runs.durable import AppendLog, make_folder, to_json_line
+from truing.runs.canonical import to_json_line
+from truing.runs.durable import AppendLog, make_folder
 
 
 class Replies:

@@ -21,8 +21,9 @@ from truing.randomness import counted_seed
 from truing.records import Completion, Messages, Origin, Preference, Prompt, Rollout
 from truing.rewards.rules import Rule
 from truing.rollouts.sampler import Decoding, sample
+from truing.runs.canonical import digest
 from truing.runs.chunks import in_chunks
-from truing.runs.durable import make_folder, to_json
+from truing.runs.durable import make_folder
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Tick
 from truing.statistics import bootstrap_mean, wilson, win_rate
@@ -52,22 +53,36 @@ class _PairItem:
     pair: Preference
 
 
+def setting_of(
+    task: str,
+    model: Model,
+    items: Sequence[Item],
+    decoding: Decoding,
+    *,
+    data: tuple[str, str],
+    seed: int,
+    options: Mapping[str, object] | None = None,
+) -> Setting:
+    """What a measurement on drawn answers hangs on; `data` is the name and the SHA-256 of what the items were read from."""
+    return Setting(
+        task=task,
+        model=model.name,
+        weights=model.identity,
+        data=data[0],
+        data_sha256=digest([data[1], [item.key for item in items]]),
+        template=model.chat.fingerprint,
+        decoding=asdict(decoding),
+        options={**(options or {}), "dtype": str(model.dtype).removeprefix("torch."), "chunk": CHUNK},
+        seeds={"sample": seed},
+        code=code_version(),
+    )
+
+
 def answered(
     model: Model, items: Sequence[Item], decoding: Decoding, folder: Path, *, data: tuple[str, str], seed: int, progress: Tick
 ) -> Evaluation:
     """One answer a prompt; `data` is the name and the SHA-256 of what the items were read from."""
-    setting = Setting(
-        task="answers",
-        model=model.name,
-        weights=model.identity,
-        data=data[0],
-        data_sha256=_digest([data[1], [item.key for item in items]]),
-        template=model.chat.fingerprint,
-        decoding=asdict(decoding),
-        options={"dtype": str(model.dtype).removeprefix("torch."), "chunk": CHUNK},
-        seeds={"sample": seed},
-        code=code_version(),
-    )
+    setting = setting_of("answers", model, items, decoding, data=data, seed=seed)
 
     def compute(chunk: Sequence[Item], number: int, tick: Tick) -> Iterable[Any]:
         prompts = [model.chat.prompt_tokens(item.prompt) for item in chunk]
@@ -94,7 +109,7 @@ def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple
 
     Raises ValueError naming the line of a row that is broken, asked twice or not asked, and of a prompt without an answer.
     """
-    by_prompt = {_digest(_turns(item.prompt)): item for item in items}
+    by_prompt = {digest(_turns(item.prompt)): item for item in items}
     by_key = {item.key: item for item in items}
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     content = path.read_bytes()
@@ -109,7 +124,7 @@ def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple
         answer = row.get("answer") if isinstance(row, dict) else None
         if not isinstance(answer, str):
             raise ValueError(f"{where}: has no text under answer")
-        item = by_key.get(str(row["key"])) if "key" in row else by_prompt.get(_digest(_asked(row.get("prompt"), where)))
+        item = by_key.get(str(row["key"])) if "key" in row else by_prompt.get(digest(_asked(row.get("prompt"), where)))
         if item is None:
             raise ValueError(f"{where}: answers a prompt that is not among the {len(items)} held-out ones; take the row out")
         if item.key in found:
@@ -124,7 +139,7 @@ def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple
         model=name,
         weights=hashlib.sha256(content).hexdigest(),
         data=data[0],
-        data_sha256=_digest([data[1], [item.key for item in items]]),
+        data_sha256=digest([data[1], [item.key for item in items]]),
         template="",
         decoding={},
         options={},
@@ -183,18 +198,7 @@ def divergence(
     if model.chat.fingerprint != reference.chat.fingerprint:
         raise ValueError(f"{model.name} and {reference.name} have other tokenizers or templates: there is no KL between them")
     free = Decoding(max_tokens=max_tokens, temperature=1.0)
-    setting = Setting(
-        task="divergence",
-        model=model.name,
-        weights=model.identity,
-        data=data[0],
-        data_sha256=_digest([data[1], [item.key for item in items]]),
-        template=model.chat.fingerprint,
-        decoding=asdict(free),
-        options={"reference": reference.identity, "dtype": str(model.dtype).removeprefix("torch."), "chunk": CHUNK},
-        seeds={"sample": seed},
-        code=code_version(),
-    )
+    setting = setting_of("divergence", model, items, free, data=data, seed=seed, options={"reference": reference.identity})
 
     def compute(chunk: Sequence[Item], number: int, tick: Tick) -> Iterable[Any]:
         prompts = [model.chat.prompt_tokens(item.prompt) for item in chunk]
@@ -219,7 +223,7 @@ def scored_by_rule(answers: Evaluation, items: Sequence[Item], rule: Rule) -> Ev
     rows = tuple({"key": item.key, "score": rule.weight * rule.score(_rollout(item, by_key[item.key]))} for item in items)
     # Paths and tuples of a rule's settings as text: they only name it.
     said = {name: str(value) for name, value in asdict(rule).items()}  # type: ignore[call-overload]
-    setting = _of_answers(answers, "rule", _digest([type(rule).__name__, said]))
+    setting = _of_answers(answers, "rule", digest([type(rule).__name__, said]))
     return Evaluation(setting=setting, rows=rows, figures=_figures_of_scores(rows))
 
 
@@ -287,7 +291,7 @@ def _of_answers(answers: Evaluation, task: str, weights: str) -> Setting:
         data_sha256=own.data_sha256,
         template=own.template,
         decoding={},
-        options={"answers": _digest([dict(row) for row in answers.rows]), "answered_by": own.weights},
+        options={"answers": digest([dict(row) for row in answers.rows]), "answered_by": own.weights},
         seeds={},
         code=code_version(),
     )
@@ -326,7 +330,3 @@ def _asked(prompt: object, where: str) -> list[list[str]]:
 
 def _turns(prompt: Messages) -> list[list[str]]:
     return [[message.role, message.content] for message in prompt]
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(to_json(value)).hexdigest()

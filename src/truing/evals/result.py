@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import truing
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.canonical import digest, to_json
+from truing.runs.durable import make_folder, write_file
 from truing.statistics import Estimate
 
 FORMAT = "truing.evaluation/1"
@@ -53,7 +54,7 @@ class Setting:
     def identity(self) -> str:
         """SHA-256 over everything but the names that the user gave to model and data."""
         named = {key: value for key, value in asdict(self).items() if key not in ("model", "data")}
-        return hashlib.sha256(to_json(named)).hexdigest()
+        return digest(named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ Each pair of answers is asked in both orders, and won only where both agree (`tr
 and not asked. A verdict that is missing is named and counted and is in no figure.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from truing.evals.result import Evaluation, Setting, code_version
 from truing.judges.bias import OUTCOME, Judged, biases
 from truing.judges.judgement import Comparison, Judge, Judgement
 from truing.records import Prompt
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 from truing.runs.sinks import Tick
 from truing.statistics import Estimate, wilson
 
@@ -87,7 +86,7 @@ def judged(asked: Asked, pairs: Sequence[Pairing], folder: Path, progress: Tick,
         model=asked.name,
         weights=asked.identity,
         data=data,
-        data_sha256=hashlib.sha256(to_json(texts)).hexdigest(),
+        data_sha256=digest(texts),
         template="",
         decoding={},
         options={},

@@ -4,7 +4,6 @@ Each shown comparison is a tree: the question once, and the two words as its bra
 says can be taken for the verdict; it can still sway the model, as it can sway a person.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from truing.judges.prompt import JudgePrompt
 from truing.models.policy import Policy
 from truing.records import Message, Messages, Prompt
 from truing.rollouts.writer import Writer
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 WHICH = "Which answer is better? Reply with one letter, A or B."
 
@@ -50,7 +49,7 @@ class LocalJudge:
         """Of weights, tokenizer with template, wording, and how reasons are written."""
         asked = [self.prompt.rubric, self.prompt.template, list(self.words), self.max_tokens]
         reasons = None if self.reasoner is None else [self.reasoner.identity, self.seed]
-        return hashlib.sha256(to_json([self.weights, self.chat.fingerprint, asked, reasons])).hexdigest()
+        return digest([self.weights, self.chat.fingerprint, asked, reasons])
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
         """Soft judgements; a question longer than the model takes is a problem."""

@@ -4,7 +4,6 @@ A judge's score of an answer is its mean probability to beat the others (Borda's
 contradicts itself in a circle still gives an order, and the pairs it was made of are kept beside it.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from truing.judges.judgement import Comparison, Judge, Judgement
 from truing.judges.reward import rollouts_of
 from truing.records import Messages, Prompt
 from truing.rewards.base import RewardFunction
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,4 +186,4 @@ def mean_wins(pairings: Sequence[Pairing], answers: int) -> tuple[float, ...]:
 
 def prompt_hash(messages: Messages) -> str:
     """A hash of a conversation: the same in every file and run."""
-    return hashlib.sha256(to_json([[turn.role, turn.content] for turn in messages])).hexdigest()
+    return digest([[turn.role, turn.content] for turn in messages])

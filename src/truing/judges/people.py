@@ -18,6 +18,7 @@ from pydantic import Field
 
 from truing.data.problems import BadRow, DataError
 from truing.data.rows import rows
+from truing.data.votes import CHOICES, Choice, said, written
 from truing.feedback.sides import Side, same_side, side_alpha, side_kappa
 from truing.judges.ordering import Answered, Ordered, Pairing, prompt_hash
 from truing.randomness import counted_seed
@@ -25,14 +26,6 @@ from truing.records import Message
 from truing.statistics import Estimate
 
 Why = Literal["least sure", "sample"]
-CHOICES: Mapping[str, Side] = {
-    **dict.fromkeys(("first", "a", "1"), "first"),
-    **dict.fromkeys(("second", "b", "2"), "second"),
-    **dict.fromkeys(("tie", "same", "equal", "both good", "both_good", "0"), "tie"),
-    **dict.fromkeys(("both bad", "both_bad", "neither"), "tie"),
-}
-"""What people may write, capitals aside."""
-BAD = ("both bad", "both_bad", "neither")
 FEWEST = 30
 """Pairs under which nothing is said of agreement."""
 
@@ -149,32 +142,27 @@ def read_votes(path: Path, asked: Iterable[Routed]) -> dict[str, Votes]:
         missing = [name for name in ("pair", "choice") if name not in row.cells]
         if missing:
             raise DataError(f"{where}: has no column {missing[0]}; it needs pair and choice, and annotator where there are several")
-        name, said = _cell(row.cells["pair"]), _cell(row.cells["choice"]).lower()
-        if not said:
+        name, choice = written(row.cells["pair"]), said(row.cells["choice"])
+        if not choice:
             continue
         if name not in pairs:
             raise DataError(f"{where}: pair {name} is not among those that people were asked; take the row out")
-        if said not in CHOICES:
-            raise DataError(f"{where}: choice is {said!r}; write first, second, tie or both bad")
-        annotator = _cell(row.cells.get("annotator")) or "one person"
+        if choice not in CHOICES:
+            raise DataError(f"{where}: choice is {choice!r}; write first, second, tie or both bad")
+        annotator = written(row.cells.get("annotator")) or "one person"
         votes = by.setdefault(name, {})
         if annotator in votes:
             raise DataError(f"{where}: {annotator} votes on pair {name} again; keep one of the rows")
-        side = CHOICES[said]
-        votes[annotator] = _other(side) if pairs[name].swapped else side
-        bad[name] += said in BAD
+        votes[annotator] = _side(CHOICES[choice], swapped=pairs[name].swapped)
+        bad[name] += CHOICES[choice] == "both bad"
     return {name: Votes(by=votes, both_bad=bad[name]) for name, votes in by.items()}
 
 
-def _cell(value: object) -> str:
-    """What stands in a cell; 0 is an answer, and a table's 1.0 is the 1 that was written."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value).strip()
-
-
-def _other(side: Side) -> Side:
-    return "tie" if side == "tie" else "second" if side == "first" else "first"
+def _side(choice: Choice, *, swapped: bool) -> Side:
+    """What was chosen, in the judge's order: both bad says of neither that it is the better one."""
+    if choice in ("tie", "both bad"):
+        return "tie"
+    return "second" if (choice == "first") == swapped else "first"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,5 @@
 """A model behind an endpoint as a judge: a reply in the form of JSON, of which the field `verdict` alone counts."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from truing.judges.judgement import Comparison, Judgement, Opinion, both_orders
 from truing.judges.prompt import JudgePrompt
 from truing.judges.verdict import REASONED, SCHEMA, read_verdict
 from truing.randomness import counted_seed
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class RemoteJudge:
         """Of the endpoint's address, the model's name there, wording and decoding."""
         place = [self.client.endpoint.url, self.client.endpoint.model]
         asked = [self.prompt.rubric, self.prompt.template, self.reasoning]
-        return hashlib.sha256(to_json([place, asked, self.samples, self.temperature, self.max_tokens, self.seed])).hexdigest()
+        return digest([place, asked, self.samples, self.temperature, self.max_tokens, self.seed])
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgement]:
         """Judgements of what was replied; an order whose verdict is missing in the end is a problem, never a tie."""

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -18,16 +17,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from truing.data.store import StoredTrees
-from truing.data.tree import Groups, Subset, Tree, TreeBatch, keys_of, sizes_of
+from truing.data.tree import Groups, LazyTrees, Tree, TreeBatch, keys_of, sizes_of
 from truing.memory import give_back
 from truing.models.load import weights_hash
 from truing.models.lora import adapter_off, without_adapters
 from truing.models.policy import Policy
 from truing.parallel.world import World
-from truing.runs.durable import make_folder, remove, to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import make_folder, remove, write_file
 from truing.runs.flat import FlatFile
 
-Places = Sequence[Int[np.ndarray, "_"]]
+Places = Sequence[Int[np.ndarray, " _"]]
 
 VALUES, DONE = "values.f32", "done.json"
 KEPT_EVERY = 1 << 16
@@ -35,7 +35,7 @@ KEPT_EVERY = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Referenced(Sequence[Tree]):
+class Referenced(LazyTrees):
     """Trees with their scored tokens' log-probabilities under the reference, which are read when a tree is asked for."""
 
     trees: Sequence[Tree]
@@ -46,14 +46,7 @@ class Referenced(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self.trees)
 
-    @overload
-    def __getitem__(self, at: int) -> Tree: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        if isinstance(at, slice):
-            return Subset.sliced(self, at)
-        number = range(len(self))[at]
+    def tree(self, number: int) -> Tree:
         start, end = self.at[number : number + 2].tolist()
         return self.trees[number].with_reference(torch.from_numpy(self.values.read(start, end - start)))
 
@@ -69,7 +62,7 @@ class Referenced(Sequence[Tree]):
 def with_reference(
     policy: Policy,
     trees: Sequence[Tree],
-    groups: Iterable[Int[np.ndarray, "_"]],
+    groups: Iterable[Int[np.ndarray, " _"]],
     *,
     store: Path | None = None,
     progress: Callable[[int, int], None] | None = None,

@@ -26,7 +26,8 @@ from truing.quality.inspection import Inspected, Settings, inspect
 from truing.quality.sample import text_key
 from truing.randomness import counted_seed
 from truing.records import Demonstration, Messages, Preference, Prompt, Ranking, Record
-from truing.runs.durable import make_folder, remove, staged, to_json_line
+from truing.runs.canonical import to_json_line
+from truing.runs.durable import make_folder, remove, staged
 
 Verdict = str | None
 """Why a record is removed, or None."""

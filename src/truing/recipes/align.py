@@ -32,7 +32,8 @@ from truing.records import Preference
 from truing.rewards.base import LearnedReward
 from truing.rollouts.kl_control import KL_RULES, AdaptiveKL, KLRule
 from truing.rollouts.sampler import Decoding
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import make_folder, write_file
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Sink
 from truing.train.replay import Replay

@@ -9,13 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from truing.config import OneOf
-from truing.evals.answers import Item, kept
+from truing.evals.answers import Item, kept, setting_of
 from truing.evals.best_of_n import best_of_n
-from truing.evals.result import Setting, code_version
 from truing.evals.tasks.evaluate import Model
 from truing.judges.reward import rollouts_of
 from truing.randomness import counted_seed
-from truing.recipes.held_prompts import digest
 from truing.recipes.judges import SCORERS, LearnedAsked, RuleAsked
 from truing.records import Prompt
 from truing.rewards.base import LearnedReward
@@ -57,18 +55,8 @@ def best_of(
     if settings.answers < FEWEST:
         raise ValueError(f"best_of.answers={settings.answers}: the curve needs {FEWEST} answers a prompt or more")
     decoding = Decoding(max_tokens=settings.max_tokens, temperature=1.0)
-    setting = Setting(
-        task="best_of",
-        model=model.name,
-        weights=model.identity,
-        data=data[0],
-        data_sha256=digest([data[1], [item.key for item in items]]),
-        template=model.chat.fingerprint,
-        decoding=asdict(decoding),
-        options={"answers": settings.answers, "proxy": proxy.identity, "gold": gold.identity, "dtype": str(model.dtype)},
-        seeds={"sample": seed},
-        code=code_version(),
-    )
+    options = {"answers": settings.answers, "proxy": proxy.identity, "gold": gold.identity}
+    setting = setting_of("best_of", model, items, decoding, data=data, seed=seed, options=options)
 
     def compute(chunk: Sequence[Item], number: int, tick: Tick) -> Iterable[Any]:
         prompts = [model.chat.prompt_tokens(item.prompt) for item in chunk for _ in range(settings.answers)]

@@ -40,7 +40,8 @@ from truing.recipes.settings import device, torch_dtype
 from truing.rewards.base import LearnedReward
 from truing.rewards.rules import Rule
 from truing.rollouts.sampler import Decoding
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import make_folder, write_file
 from truing.runs.sinks import Sink, counted
 from truing.settings_text import ConfigError
 

@@ -37,13 +37,14 @@ from truing.recipes.align import PolicyStage, Stage
 from truing.recipes.examples import STORES
 from truing.recipes.feedback_model import FeedbackModel, LocalFeedback, OnFailure, RemoteFeedback, Verdicts, model_of
 from truing.recipes.judging import Judging
-from truing.recipes.revising import Asked, Revising, asked_of, digest
+from truing.recipes.revising import Asked, Revising, asked_of
 from truing.recipes.selection import Selection, Side
 from truing.recipes.settings import Data, Optimizer
 from truing.records import Message, Prompt
 from truing.rewards.base import LearnedReward
 from truing.rollouts.sampler import Decoding
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.canonical import digest, to_json
+from truing.runs.durable import make_folder, write_file
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Sink, counted
 from truing.statistics import ends

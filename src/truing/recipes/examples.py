@@ -24,6 +24,7 @@ from truing.parallel.world import World
 from truing.recipes.selection import PACKAGED, SIDES, Account, Selection, Side
 from truing.recipes.settings import Data
 from truing.records import Feedback, Preference, Record
+from truing.runs.canonical import to_json
 from truing.runs.durable import (
     STAGING,
     adopt_folder,
@@ -32,7 +33,6 @@ from truing.runs.durable import (
     read_entry,
     remove,
     storage_errors,
-    to_json,
     verify_folder,
 )
 from truing.runs.lock import RunLock

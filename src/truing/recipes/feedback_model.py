@@ -1,6 +1,5 @@
 """Who critiques, revises and judges in place of people: a model here, or one behind an endpoint, loaded when first asked."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from truing.recipes.fit import model_folder, template_of
 from truing.recipes.settings import device, torch_dtype
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter, RemoteWriter, Writer
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 OnFailure = Literal["stop", "skip"]
 
@@ -101,7 +100,7 @@ class RemoteFeedback:
         self.client = Client(endpoint, replies)
         self.verdicts, self.seed = verdicts or Verdicts(), seed
         self.name = endpoint.model
-        self.identity = hashlib.sha256(to_json([endpoint.url, endpoint.model])).hexdigest()
+        self.identity = digest([endpoint.url, endpoint.model])
 
     def writer(self, decoding: Decoding) -> Writer:
         """Writes as the model does."""

@@ -26,7 +26,7 @@ from truing.objectives import AnyObjective, UnpairedFeedback, WholeBatchObjectiv
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, Split, examples
 from truing.recipes.mismatches import with_mismatches
-from truing.recipes.preflight import preflight, refuse
+from truing.recipes.preflight import Concern, preflight, refuse
 from truing.recipes.settings import Optimizer, Shared, device, torch_dtype
 from truing.records import Record
 from truing.runs.durable import STAGING, remove
@@ -105,15 +105,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     with opened(folder, shared, min(steps, shared.max_steps or steps), config, fingerprints, sinks, world) as run:
         if run.finished and (folder / RESULT).is_file():
             return folder
-        for line in [
-            *found.lines(),
-            *plan.learn_of(found, chat),
-            *plan.lines,
-            *([f"runs in the plain layout: {reason}"] if reason else []),
-        ]:
-            run.message(line)
-        for concern in concerns:
-            run.message(str(concern), "warning")
+        introduce(run, [*found.lines(), *plan.learn_of(found, chat), *plan.lines], concerns, plain=reason)
 
         def bar(what: str) -> Tick:
             return counted(sinks, f"{folder.name}: {what}")
@@ -122,21 +114,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         objective, compared = plan.objective, plan.compared(held_out)
         before = _before(run, plan, model, compared, bar("held out, before"), world) if shared.measure_before else None
         if plan.needs_reference and plan.trust_region is None:
-            store = folder / "reference"
-
-            def referenced(trees: Sequence[Tree], groups: Iterable[np.ndarray], what: str) -> Sequence[Tree]:
-                tick, stop = bar(what), run.stop_if_asked
-                return with_reference(policy, trees, groups, store=store, progress=tick, world=world, stop=stop)
-
-            evaluated = held_out if shared.evaluate_every else ()
-            if isinstance(objective, UnpairedFeedback):
-                objective, source.trees = with_mismatches(
-                    objective, source, evaluated, steps=run.max_steps, budget=shared.micro_tokens, referenced=referenced
-                )
-            else:
-                source.trees = referenced(source.trees, source.first_epoch(run.max_steps), "reference")
-            if evaluated:
-                held_out = referenced(held_out, pack(held_out, shared.micro_tokens).places, "reference of held-out rows")
+            objective, held_out = _with_reference(run, shared, objective, policy, source, held_out, bar, world)
         learner = Learner(model, plan.optimizer, total_steps=run.max_steps, world=world)
         if plan.trust_region is not None:
             reference = MovingReference(learner.trained, plan.trust_region)
@@ -169,6 +147,42 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         run.write(RESULT, result)
         world.wait()
     return folder
+
+
+def introduce(run: Run, lines: Sequence[str], concerns: Sequence[Concern], *, plain: str | None) -> None:
+    """Say what is trained on, how, and what is doubtful about it; `plain` is why the layout is the plain one, if it is."""
+    for line in [*lines, *([f"runs in the plain layout: {plain}"] if plain else [])]:
+        run.message(line)
+    for concern in concerns:
+        run.message(str(concern), "warning")
+
+
+def _with_reference(
+    run: Run,
+    shared: Shared,
+    objective: AnyObjective,
+    policy: Policy,
+    source: TreeSource,
+    held_out: Sequence[Tree],
+    bar: Callable[[str], Tick],
+    world: World,
+) -> tuple[AnyObjective, Sequence[Tree]]:
+    """The objective and the held-out trees that know log pi_ref; those of the source know it from now on."""
+
+    def referenced(trees: Sequence[Tree], groups: Iterable[np.ndarray], what: str) -> Sequence[Tree]:
+        store, stop = run.folder / "reference", run.stop_if_asked
+        return with_reference(policy, trees, groups, store=store, progress=bar(what), world=world, stop=stop)
+
+    evaluated = held_out if shared.evaluate_every else ()
+    if isinstance(objective, UnpairedFeedback):
+        objective, source.trees = with_mismatches(
+            objective, source, evaluated, steps=run.max_steps, budget=shared.micro_tokens, referenced=referenced
+        )
+    else:
+        source.trees = referenced(source.trees, source.first_epoch(run.max_steps), "reference")
+    if evaluated:
+        held_out = referenced(held_out, pack(held_out, shared.micro_tokens).places, "reference of held-out rows")
+    return objective, held_out
 
 
 def _source(shared: Shared, trees: Sequence[Tree], world: World) -> TreeSource:

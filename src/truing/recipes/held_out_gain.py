@@ -26,7 +26,8 @@ from truing.records import Prompt, Rollout
 from truing.rollouts.collect import LocalSampler, Question, collect
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.scoring import tree_of
-from truing.runs.durable import to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import write_file
 from truing.statistics import Estimate, bootstrap_mean
 
 HELD_OUT = "held_out.json"

@@ -1,6 +1,5 @@
 """The prompts of a comparison: those of a file, or those that a run held out; each asked once, under a key made of itself."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from truing.recipes.fit import model_path
 from truing.recipes.selection import PACKAGED, asked
 from truing.recipes.settings import Data
 from truing.records import Messages, Preference, Prompt, Record
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 from truing.runs.read import read_json
 from truing.settings_text import ConfigError
 
@@ -80,8 +79,3 @@ def _item(record: Record) -> Item:
 def key_of(prompt: Messages) -> str:
     """The prompt itself names its answers: the same in every file and order."""
     return digest([[message.role, message.content] for message in prompt])[:16]
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a value as JSON."""
-    return hashlib.sha256(to_json(value)).hexdigest()

@@ -1,6 +1,5 @@
 """Who says which of two answers is better: settings of judges that read both, and the judge they make, loaded when first asked."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from truing.rewards.learned import LearnedScorer
 from truing.rewards.rules import RULES, Rule
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 from truing.runs.sinks import Tick
 
 
@@ -109,7 +108,7 @@ class LocalAsked:
     def identity(self) -> str:
         asked = {**asdict(self.prompt), "reasons": self.settings.reasons, "max_tokens": self.settings.max_tokens}
         dtype = str(self._model.dtype)
-        return _digest([self.weights, self._model.template, dtype, asked, self.seed if self.settings.reasons else None])
+        return digest([self.weights, self._model.template, dtype, asked, self.seed if self.settings.reasons else None])
 
     def judge(self, progress: Tick) -> Judge:
         policy, chat = self._model.policy, self._model.chat
@@ -182,7 +181,7 @@ class LearnedAsked:
     @cached_property
     def identity(self) -> str:
         """Of the model's files, and of how an ensemble's values become one."""
-        return _digest([self._model.identity, self.settings.aggregate, self.settings.deviation_weight, str(self._model.dtype)])
+        return digest([self._model.identity, self.settings.aggregate, self.settings.deviation_weight, str(self._model.dtype)])
 
     @cached_property
     def _scorer(self) -> LearnedScorer:
@@ -217,7 +216,7 @@ class RuleAsked:
     def identity(self) -> str:
         """Of the rule and its settings."""
         said = {name: str(value) for name, value in asdict(self.rule).items()}  # type: ignore[call-overload]
-        return _digest([type(self.rule).__name__, said])
+        return digest([type(self.rule).__name__, said])
 
     def judge(self, progress: Tick) -> Judge:
         """By score times weight. Raises ValueError for a rule that counts tokens, since a pair of answers is text."""
@@ -241,7 +240,3 @@ class RuleAsked:
 def rule_name(rule: object) -> str:
     """The name in a config under which a rule's settings stand."""
     return next(name for name, cls in JUDGES.items() if cls is type(rule))
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(to_json(value)).hexdigest()

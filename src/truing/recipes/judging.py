@@ -17,12 +17,13 @@ from truing.judges.bias import biases
 from truing.randomness import counted_seed
 from truing.recipes.feedback_model import FeedbackModel, OnFailure, refuse_missing
 from truing.recipes.labelling import now
-from truing.recipes.revising import Asked, digest
+from truing.recipes.revising import Asked
 from truing.records import Preference
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter
+from truing.runs.canonical import digest, to_json
 from truing.runs.chunks import in_chunks
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.durable import make_folder, write_file
 from truing.runs.sinks import Tick
 from truing.statistics import bootstrap_mean, shown
 

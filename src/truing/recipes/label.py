@@ -43,7 +43,8 @@ from truing.recipes.writers import (
 )
 from truing.records import Demonstration, Feedback, Preference, Prompt, Ranking, Record, Steps
 from truing.rollouts.writer import Writer
-from truing.runs.durable import to_json_line, write_file
+from truing.runs.canonical import to_json_line
+from truing.runs.durable import write_file
 from truing.runs.run import Run
 from truing.runs.sinks import Sink
 

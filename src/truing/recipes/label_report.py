@@ -213,19 +213,28 @@ def report(
             f"{folder / 'for_people.jsonl'}: {sample} random pairs and {len(labels.routed) - sample} that the judge is unsure of",
         ]
     if agreed is not None:
-        figures = {"same": agreed.same, "kappa": agreed.kappa, "alpha_people": agreed.people, "alpha_together": agreed.together}
-        result["agreement"] = {
-            "pairs": agreed.pairs,
-            "alone": agreed.alone,
-            "labels_by_people": labels.by_people,
-            "votes": agreed.votes,
-            "votes_both_bad": agreed.both_bad,
-            **{name: None if value is None else shown(value) for name, value in figures.items()},
-        }
-        text += [f"{name.replace('_', ' ')}: {'not defined' if value is None else value}" for name, value in figures.items()]
-        bad = f"; {agreed.both_bad} of {agreed.votes} votes call both answers bad, and count as ties" if agreed.both_bad else ""
-        text += [agreed.said, f"{labels.by_people} labels are people's{bad}"]
+        result["agreement"], lines_of_people = _of_people(agreed, labels.by_people)
+        text += lines_of_people
     elif labels.routed:
         result["agreement"] = None
         text.append("whether these labels may be used alone is not known before people have voted: people.file=VOTES")
     return result, printable("\n".join(text)) + "\n"
+
+
+def _of_people(agreed: Agreement, by_people: int) -> tuple[dict[str, Any], list[str]]:
+    """How far people and the judge agree, and what follows, for `result.json` and in words."""
+    figures = {"same": agreed.same, "kappa": agreed.kappa, "alpha_people": agreed.people, "alpha_together": agreed.together}
+    result = {
+        "pairs": agreed.pairs,
+        "alone": agreed.alone,
+        "labels_by_people": by_people,
+        "votes": agreed.votes,
+        "votes_both_bad": agreed.both_bad,
+        **{name: None if value is None else shown(value) for name, value in figures.items()},
+    }
+    bad = f"; {agreed.both_bad} of {agreed.votes} votes call both answers bad, and count as ties" if agreed.both_bad else ""
+    return result, [
+        *(f"{name.replace('_', ' ')}: {'not defined' if value is None else value}" for name, value in figures.items()),
+        agreed.said,
+        f"{by_people} labels are people's{bad}",
+    ]

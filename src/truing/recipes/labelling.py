@@ -15,7 +15,8 @@ from truing.data.strict_json import parse_row
 from truing.judges.judgement import Decided, Judgement
 from truing.judges.ordering import Answer, Answered, Ordered, Pairing
 from truing.rollouts.writer import Said, Writer
-from truing.runs.durable import AppendLog, to_json_line
+from truing.runs.canonical import to_json_line
+from truing.runs.durable import AppendLog
 
 Row = Mapping[str, object]
 T = TypeVar("T")

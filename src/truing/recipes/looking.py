@@ -8,7 +8,8 @@ from truing.config import load
 from truing.quality import report
 from truing.quality.inspection import Settings, inspect
 from truing.quality.page import page
-from truing.runs.durable import to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import write_file
 from truing.runs.sinks import Sink
 
 

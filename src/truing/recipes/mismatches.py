@@ -6,7 +6,6 @@ Which answers are mismatched in a step is `truing.data.mismatch`; when a step re
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +13,7 @@ from jaxtyping import Int
 from truing.baselines import in_one_pass
 from truing.data.mismatch import joined
 from truing.data.source import TreeSource
-from truing.data.tree import Subset, Tree, keys_of, pack, sizes_of
+from truing.data.tree import LazyTrees, Tree, keys_of, pack, sizes_of
 from truing.models.reference import tree_key
 from truing.objectives import UnpairedFeedback
 
@@ -23,7 +22,7 @@ Referenced = Callable[[Sequence[Tree], Iterable[np.ndarray], str], Sequence[Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Joined(Sequence[Tree]):
+class _Joined(LazyTrees):
     """The trees with their mismatched answers behind their own."""
 
     trees: Sequence[Tree]
@@ -33,19 +32,12 @@ class _Joined(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self.trees)
 
-    @overload
-    def __getitem__(self, at: int) -> Tree: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        if isinstance(at, slice):
-            return Subset.sliced(self, at)
-        number = range(len(self))[at]
+    def tree(self, number: int) -> Tree:
         return joined(self.trees[number], self.pairs[number]) if number in self.pairs else self.trees[number]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Own(Sequence[Tree]):
+class _Own(LazyTrees):
     """The trees with what the reference said of their own answers."""
 
     trees: Sequence[Tree]
@@ -57,15 +49,9 @@ class _Own(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self.trees)
 
-    @overload
-    def __getitem__(self, at: int) -> Tree: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Tree]: ...
-    def __getitem__(self, at: int | slice) -> Tree | Sequence[Tree]:
-        if isinstance(at, slice):
-            return Subset.sliced(self, at)
-        tree = self.trees[at]
-        return replace(tree, reference=(self.known[at].reference or ())[: len(tree.branches)])
+    def tree(self, number: int) -> Tree:
+        tree = self.trees[number]
+        return replace(tree, reference=(self.known[number].reference or ())[: len(tree.branches)])
 
 
 def with_mismatches(

@@ -27,7 +27,7 @@ from truing.models.policy import Policy
 from truing.objectives import PolicyGradient
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
-from truing.recipes.fit import MODEL, RESULT, load_policy, model_folder, opened, save_policy
+from truing.recipes.fit import MODEL, RESULT, introduce, load_policy, model_folder, opened, save_policy
 from truing.recipes.held_out_answers import HeldOutAnswers
 from truing.recipes.preflight import preflight, refuse
 from truing.recipes.reward_folder import load_reward_model, start_critic
@@ -36,10 +36,10 @@ from truing.recipes.samplers import SAMPLERS, Drawing, DrawnBy, Local, sampler_o
 from truing.recipes.settings import OF_POLICIES, Data, Optimizer, Shared, device, torch_dtype
 from truing.records import Prompt
 from truing.rewards import REWARDS
-from truing.rewards.base import LearnedReward, ProcessReward
+from truing.rewards.base import LearnedReward, ProcessReward, WeightedSum
 from truing.rewards.combine import Constraint, Shape, combination
 from truing.rewards.rules import Rule
-from truing.rollouts.collect import Question
+from truing.rollouts.collect import Question, Sampler
 from truing.rollouts.credit import CREDITS, GAE, CreditRule
 from truing.rollouts.kl_control import KL_RULES, FixedKL, KLControl, KLRule
 from truing.rollouts.on_policy import OnPolicy, Rounds
@@ -144,16 +144,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
     with ExitStack() as stack:
         model = _model(config, policy)
         reference = Reference(policy)
-        reward = assembled(
-            config.reward,
-            chat,
-            dtype=dtype,
-            budget=config.micro_tokens,
-            seconds=config.reward_seconds,
-            stack=stack,
-            bases={fingerprints["weights"]: reference.policy},
-            unsummed=config.constraints.keys(),
-        )
+        reward = _reward(config, chat, {fingerprints["weights"]: reference.policy}, stack)
         fingerprints |= fingerprints_of(reward, config.reward)
         prompts = _prompt_source(config, found, world)
         steps = prompts.steps_per_epoch * config.epochs
@@ -162,30 +153,13 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         run = stack.enter_context(opened_run)
         if run.finished and (folder / RESULT).is_file():
             return folder
-        for line in [
-            *found.lines(),
-            *_held_in_memory(config, dtype),
-            *lines_of(reward, reference.policy),
-            *_of_the_budget(config),
-            *([f"runs in the plain layout: {reason}"] if reason else []),
-        ]:
-            run.message(line)
-        for concern in concerns:
-            run.message(str(concern), "warning")
+        lines = [*found.lines(), *_held_in_memory(config, dtype), *lines_of(reward, reference.policy), *_of_the_budget(config)]
+        introduce(run, lines, concerns, plain=reason)
         control = KLControl(config.kl, raise_by=config.kl_raise)
-        drawing = Drawing(
-            start=start,
-            policy=policy,
-            lora=config.lora,
-            tokenizer=chat.tokenizer,
-            run=folder,
-            max_tokens=_longest(config, policy),
-            world=world,
-        )
         source = OnPolicy(
-            prompts,
-            _records(found.train.records),
-            model,
+            prompts=prompts,
+            records=_records(found.train.records),
+            model=model,
             reference=reference,
             reward=reward,
             combination=combination(_weights(config), config.shape, config.constraints),
@@ -198,7 +172,7 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
             world=world,
             record=run.sample,
             warn=partial(run.message, level="warning"),
-            sampler=sampler_of(config.sampler, drawing, stack),
+            sampler=_sampler(config, policy, chat, folder, world, stack),
         )
         learner = Learner(model, config.optimizer, total_steps=run.max_steps, world=world)
         apart = partial(divergence, policy, reference, temperature=config.answers.temperature)
@@ -288,6 +262,32 @@ def _roles(config: Config, policy: Policy) -> ActorCritic:
         critic.load_head(judge.head_tensors())
         return ActorCritic(policy, critic)
     return ActorCritic(policy, ValueModel(load_policy(model_folder(config.model), policy.dtype)[0]))
+
+
+def _reward(config: Config, chat: ChatTokenizer, bases: Mapping[str, Policy], stack: ExitStack) -> WeightedSum:
+    return assembled(
+        config.reward,
+        chat,
+        dtype=torch_dtype(config.dtype),
+        budget=config.micro_tokens,
+        seconds=config.reward_seconds,
+        stack=stack,
+        bases=bases,
+        unsummed=config.constraints.keys(),
+    )
+
+
+def _sampler(config: Config, policy: Policy, chat: ChatTokenizer, folder: Path, world: World, stack: ExitStack) -> Sampler:
+    drawing = Drawing(
+        start=model_folder(config.model),
+        policy=policy,
+        lora=config.lora,
+        tokenizer=chat.tokenizer,
+        run=folder,
+        max_tokens=_longest(config, policy),
+        world=world,
+    )
+    return sampler_of(config.sampler, drawing, stack)
 
 
 def _of_the_budget(config: Config) -> list[str]:

@@ -1,6 +1,5 @@
 """The first stage of Constitutional AI as files: prompts to answers, critiques and revisions, and those to demonstrations."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +16,9 @@ from truing.recipes.feedback_model import FeedbackModel, OnFailure, refuse_missi
 from truing.records import Demonstration, Prompt
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter
+from truing.runs.canonical import digest, to_json
 from truing.runs.chunks import in_chunks
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.durable import make_folder, write_file
 from truing.runs.sinks import Tick
 from truing.statistics import shown, wilson
 
@@ -143,8 +143,3 @@ def account(found: Sequence[tuple[Asked, Revised]]) -> dict[str, Any]:
         "problems": dict(Counter(one.problem for _, one in found if one.problem)),
         "harmful_declined": declining,
     }
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a value in JSON types."""
-    return hashlib.sha256(to_json(value)).hexdigest()

@@ -20,7 +20,7 @@ from truing.models.load import weights_hash
 from truing.models.lora import BASE, POLICY, LoRA, adapter_tensors, attach, fill, without_adapters
 from truing.models.policy import Policy
 from truing.recipes.fit import load_policy, model_path
-from truing.runs.durable import to_json
+from truing.runs.canonical import to_json
 
 HEAD, ADAPTERS, MADE = "reward_head.safetensors", "reward_adapters.safetensors", "reward_model.json"
 ZERO = 64

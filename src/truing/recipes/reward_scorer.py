@@ -11,9 +11,10 @@ from truing.evals.reward_models import RewardModelReport, Scored, evaluate_rewar
 from truing.evals.robustness import REWRITINGS, Robust, rewritten, robust
 from truing.evals.tasks.evaluate import Model
 from truing.models.heads import RewardModel
-from truing.recipes.held_prompts import Held, digest, key_of
+from truing.recipes.held_prompts import Held, key_of
 from truing.recipes.reward_folder import load_reward_model
 from truing.records import Preference
+from truing.runs.canonical import digest
 from truing.runs.sinks import Sink, counted
 
 

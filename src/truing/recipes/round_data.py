@@ -24,7 +24,8 @@ from truing.recipes.label_report import decisions_of, judged_of
 from truing.recipes.labelling import now
 from truing.records import Demonstration, Preference, Prompt, Record
 from truing.rollouts.writer import Writer
-from truing.runs.durable import to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import write_file
 from truing.runs.sinks import printable
 
 ANSWERS, DROPPED, ACCOUNT, DATA = "answers.json", "dropped.json", "account.json", "data.jsonl"

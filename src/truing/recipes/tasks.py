@@ -33,7 +33,8 @@ from truing.judges.marks import callable_of
 from truing.recipes.fit import model_folder
 from truing.recipes.judges import EndpointJudge, LocalAsked, ModelJudge, PairJudge, RemoteAsked
 from truing.recipes.settings import device, torch_dtype
-from truing.runs.durable import make_folder, to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import make_folder, write_file
 from truing.runs.sinks import Sink, Tick, counted
 from truing.settings_text import ConfigError
 

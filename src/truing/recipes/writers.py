@@ -32,7 +32,7 @@ from truing.rewards.base import LearnedReward
 from truing.rewards.rules import PythonFunction, Rule
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter, RemoteWriter, Writer
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 Dtype = Literal["auto", "fp32", "bf16"]
@@ -150,7 +150,7 @@ def author_made(author: Author, name: str) -> Made:
             f"writers.{name}: answers.temperature=0 gives the same answer {author.samples} times; set samples=1, or raise it"
         )
     model = _remote(author.endpoint) if author.endpoint else _model(str(author.model)).identity
-    return Made(identity=_digest([model, resolved_of(author.answers)]), model=model)
+    return Made(identity=digest([model, resolved_of(author.answers)]), model=model)
 
 
 def writer_of(author: Author, name: str, *, dtype: Dtype, replies: Replies) -> Writer:
@@ -185,7 +185,7 @@ def orderer_made(by: By) -> Made:
             [hashlib.sha256(part.file.read_bytes()).hexdigest()] if isinstance(part, PythonFunction) else []
             for part in by.parts.values()
         ]  # fmt: skip
-        return Made(identity=_digest([resolved_of(by), files]), model="")
+        return Made(identity=digest([resolved_of(by), files]), model="")
     if isinstance(by, ByConstitution):
         if by.endpoint is not None and by.model is not None:
             raise ValueError("by.model and by.endpoint both say who judges: leave one of them out")
@@ -193,11 +193,11 @@ def orderer_made(by: By) -> Made:
         model = _remote(by.endpoint) if by.endpoint else _model(by.model or DEFAULT).identity
         constitution = asdict(read_constitution(by.constitution or PRINCIPLES))
         decides = [by.principles, by.rule, by.sure, by.on_flip, resolved_of(by.verdicts)]
-        return Made(identity=_digest([model, constitution, decides]), model=model)
+        return Made(identity=digest([model, constitution, decides]), model=model)
     prompt = _prompt(by)
     model = _remote(by.endpoint) if isinstance(by, ByEndpoint) else _model(by.model).identity
     asked = {name: value for name, value in resolved_of(by).items() if name not in ("endpoint", "model", "budget")}
-    return Made(identity=_digest([model, asked, prompt.rubric, prompt.template]), model=model)
+    return Made(identity=digest([model, asked, prompt.rubric, prompt.template]), model=model)
 
 
 def orderer_of(by: By, *, dtype: Dtype, seed: int, replies: Replies, stack: ExitStack) -> Orderer:
@@ -222,7 +222,7 @@ def orderer_of(by: By, *, dtype: Dtype, seed: int, replies: Replies, stack: Exit
             on_flip=by.on_flip,
             seed=seed,
             name=f"{constitution.name} by {feedback.name}",
-            weights=_digest([feedback.identity, resolved_of(by.verdicts)]),
+            weights=digest([feedback.identity, resolved_of(by.verdicts)]),
         )
     elif isinstance(by, ByEndpoint):
         client = Client(by.endpoint, replies)
@@ -285,8 +285,4 @@ def _learned(by: ByReward) -> list[Path]:
 
 
 def _remote(endpoint: Endpoint) -> str:
-    return _digest([endpoint.url, endpoint.model])
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(to_json(value)).hexdigest()
+    return digest([endpoint.url, endpoint.model])

@@ -12,6 +12,23 @@ Decode = Callable[[Sequence[int]], str]
 Tokens = tuple[int, ...]
 
 
+Progress = Callable[[int, int], None]
+"""Takes how many are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a sampler is asked for. What is drawn for a prompt hangs on the seed and its place, so that ranks may share them."""
+
+    prompts: Sequence[Tokens]
+    places: Sequence[int]
+    """A place of its own for each prompt."""
+    decoding: Decoding
+    stop_ids: frozenset[int]
+    """An end token is part of its completion."""
+    seed: int
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """Says what a policy says: tokens, how likely each was, and how the answer ended; here or in another program."""
@@ -20,19 +37,10 @@ class Sampler(Protocol):
         """Speak from now on as the policy does now, which has taken `version` updates. Every rank calls it before a round."""
         ...
 
-    def __call__(
-        self,
-        prompts: Sequence[Tokens],
-        decoding: Decoding,
-        *,
-        stop_ids: frozenset[int],
-        seed: int,
-        places: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Completion]:
-        """One completion a prompt, in their order, drawn from the whole distribution; what is drawn depends on seed and place.
+    def __call__(self, request: Request, progress: Progress | None = None) -> list[Completion]:
+        """One completion a prompt, in their order, drawn from the whole distribution.
 
-        Log-probabilities are those of the distribution drawn from, temperature included; an end token is part of the completion.
+        Log-probabilities are those of the distribution drawn from, temperature included.
         """
         ...
 
@@ -46,18 +54,17 @@ class LocalSampler:
     def bring(self, version: int) -> None:
         """Nothing: its weights are the policy's."""
 
-    def __call__(
-        self,
-        prompts: Sequence[Tokens],
-        decoding: Decoding,
-        *,
-        stop_ids: frozenset[int],
-        seed: int,
-        places: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Completion]:
+    def __call__(self, request: Request, progress: Progress | None = None) -> list[Completion]:
         """As `truing.rollouts.sampler.sample`."""
-        return sample(self.policy, prompts, decoding, stop_ids=stop_ids, seed=seed, places=places, progress=progress)
+        return sample(
+            self.policy,
+            request.prompts,
+            request.decoding,
+            stop_ids=request.stop_ids,
+            seed=request.seed,
+            places=request.places,
+            progress=progress,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +87,18 @@ def collect(
     decode: Decode,
     seed: int,
     version: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[list[Rollout]]:
     """`samples` rollouts of each question, in the order of the questions."""
     asked = [question for question in questions for _ in range(samples)]
-    said = sampler(
-        [question.trunk for question in asked],
-        decoding,
+    request = Request(
+        prompts=[question.trunk for question in asked],
+        places=[question.number * samples + i for question in questions for i in range(samples)],
+        decoding=decoding,
         stop_ids=stop_ids,
         seed=seed,
-        places=[question.number * samples + i for question in questions for i in range(samples)],
-        progress=progress,
     )
+    said = sampler(request, progress)
     rollouts = [
         Rollout(
             prompt=question.prompt,

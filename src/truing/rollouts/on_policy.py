@@ -5,7 +5,7 @@ What is drawn depends on the seed and the round alone, so a round that was lost 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ from truing.randomness import counted_seed
 from truing.records import Prompt, Reward, Rollout
 from truing.rewards.base import RewardFunction
 from truing.rewards.combine import Combination
-from truing.rollouts.collect import Decode, LocalSampler, Question, Sampler, collect
+from truing.rollouts.collect import Decode, Question, Sampler, collect
 from truing.rollouts.credit import CreditRule, Given, Judged
 from truing.rollouts.kl_control import KLControl
 from truing.rollouts.sampler import Decoding
@@ -59,53 +59,35 @@ class BadRewardError(ValueError):
     """A reward could not be had, and the run is to stop there, or those of several rounds in a row could not."""
 
 
+@dataclass(kw_only=True, eq=False)
 class OnPolicy:
     """Yields one `Experience` after another. Its state: how far in the prompts, the KL's coefficient, what rewards came to, rounds
     without any."""
 
-    def __init__(
-        self,
-        prompts: TreeSource,
-        records: Sequence[Prompt],
-        model: ActorCritic,
-        *,
-        reference: Reference,
-        reward: RewardFunction,
-        combination: Combination,
-        credit: CreditRule,
-        control: KLControl,
-        rounds: Rounds,
-        decoding: Decoding,
-        stop_ids: frozenset[int],
-        decode: Decode,
-        world: World,
-        record: Callable[[Mapping[str, object]], None],
-        warn: Callable[[str], None],
-        sampler: Sampler | None = None,
-    ) -> None:
-        self.prompts = prompts
-        """Trunks, whose keys are places in `records`."""
-        self.records = records
-        self.model = model
-        self.reference = reference
-        self.reward = reward
-        self.combination = combination
-        """From parts to the number that an answer is judged by."""
-        self.credit = credit
-        self.control = control
-        self.rounds = rounds
-        self.decoding = decoding
-        self.stop_ids = stop_ids
-        self.decode = decode
-        self.world = world
-        self.record = record
-        """Takes a line of samples.jsonl."""
-        self.warn = warn
-        """Tells the user."""
-        self.unrewarded = self.unrewarded_in_a_row = 0
-        """Rounds of which no answer had a reward."""
-        self.sampler = sampler or LocalSampler(policy=model.policy)
-        """Draws the answers: the policy itself, or a program that is brought to its weights before each round."""
+    prompts: TreeSource
+    """Trunks, whose keys are places in `records`."""
+    records: Sequence[Prompt]
+    model: ActorCritic
+    reference: Reference
+    reward: RewardFunction
+    combination: Combination
+    """From parts to the number that an answer is judged by."""
+    credit: CreditRule
+    control: KLControl
+    rounds: Rounds
+    decoding: Decoding
+    stop_ids: frozenset[int]
+    decode: Decode
+    world: World
+    record: Callable[[Mapping[str, object]], None]
+    """Takes a line of samples.jsonl."""
+    warn: Callable[[str], None]
+    """Tells the user."""
+    sampler: Sampler
+    """Draws the answers: the policy itself, or a program that is brought to its weights before each round."""
+    unrewarded: int = field(default=0, init=False)
+    """Rounds of which no answer had a reward."""
+    unrewarded_in_a_row: int = field(default=0, init=False)
 
     def __iter__(self) -> Iterator[Experience]:
         while True:

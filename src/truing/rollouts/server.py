@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from http.client import HTTPMessage
@@ -19,9 +19,8 @@ from truing.endpoint import Endpoint, Failed
 from truing.endpoint.transport import FaultError, Transport, malformed, row_of
 from truing.randomness import counted_seed
 from truing.records import Completion
-from truing.rollouts.collect import Tokens
+from truing.rollouts.collect import Progress, Request, Tokens
 from truing.rollouts.drawn import completion_of
-from truing.rollouts.sampler import Decoding
 from truing.rollouts.weights import LiveWeights
 
 FOR_ADAPTERS = "vLLM does with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank {rank}"
@@ -85,52 +84,44 @@ class ServerSampler:
                 f"is trained. {who_does}. It must see {self._weights.folder.resolve()}. The same command goes on"
             )
 
-    def __call__(
-        self,
-        prompts: Sequence[Tokens],
-        decoding: Decoding,
-        *,
-        stop_ids: frozenset[int],
-        seed: int,
-        places: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Completion]:
+    def __call__(self, request: Request, progress: Progress | None = None) -> list[Completion]:
         """One completion a prompt, each a request. Raises ServerFailedError once one of them cannot be had."""
 
         def answer(place: int, prompt: Tokens) -> Completion:
-            body = json.dumps(self._body(prompt, decoding, stop_ids, counted_seed(seed, "sample", place))).encode()
+            body = json.dumps(self._body(prompt, place, request)).encode()
             found = self._transport.patiently(_key(body), lambda attempt: _choice(*self._transport.post("completions", body)))
             if isinstance(found, Failed):
                 raise ServerFailedError(
                     f"{self._endpoint.url}: the server gave no answer to prompt {place} of the round ({found}). Start it again; "
                     "the same command draws the round again and goes on"
                 )
-            return _completion(found, decoding, stop_ids)
+            return _completion(found, request)
 
+        asked = list(zip(request.places, request.prompts, strict=True))
         found: dict[int, Completion] = {}
         with ThreadPoolExecutor(max_workers=self._endpoint.concurrent) as pool:
-            futures = {pool.submit(answer, place, prompt): place for place, prompt in zip(places, prompts, strict=True)}
+            futures = {pool.submit(answer, place, prompt): place for place, prompt in asked}
             try:
                 for future in as_completed(futures):
                     found[futures[future]] = future.result()
                     if progress:
-                        progress(len(found), len(prompts))
+                        progress(len(found), len(asked))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [found[place] for place in places]
+        return [found[place] for place in request.places]
 
-    def _body(self, prompt: Tokens, decoding: Decoding, stop_ids: frozenset[int], seed: int) -> dict[str, object]:
+    def _body(self, prompt: Tokens, place: int, request: Request) -> dict[str, object]:
         return {
             "model": self._model,
             "prompt": list(prompt),
-            "max_tokens": decoding.max_tokens,
-            "temperature": decoding.temperature,
+            "max_tokens": request.decoding.max_tokens,
+            "temperature": request.decoding.temperature,
             # What a server would take from the model's generation config where it is not told.
             **{"top_p": 1.0, "top_k": -1, "min_p": 0.0},
             **{"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
-            "seed": seed,
-            "stop_token_ids": sorted(stop_ids),
+            "seed": counted_seed(request.seed, "sample", place),
+            "stop_token_ids": sorted(request.stop_ids),
             "ignore_eos": True,  # the end tokens are ours, not those of the generation config
             "add_special_tokens": False,
             "skip_special_tokens": False,
@@ -158,7 +149,7 @@ def _choice(headers: HTTPMessage, body: bytes) -> Mapping[str, object]:
     return choice
 
 
-def _completion(choice: Mapping[str, object], decoding: Decoding, stop_ids: frozenset[int]) -> Completion:
+def _completion(choice: Mapping[str, object], request: Request) -> Completion:
     said = choice.get("logprobs")
     said = said if isinstance(said, dict) else {}
     tokens: Any = choice.get("token_ids")
@@ -168,7 +159,9 @@ def _completion(choice: Mapping[str, object], decoding: Decoding, stop_ids: froz
     if not tokens or not all(type(token) is int and token >= 0 for token in tokens) or not isinstance(log_probs, list):
         raise ServerFailedError(f"the server says no token ids with their log-probabilities. {FOR_TOKENS}")
     numbers = [float(value) if isinstance(value, int | float) else math.nan for value in log_probs]
-    return completion_of(tokens, numbers, str(choice["finish_reason"]), max_tokens=decoding.max_tokens, stop_ids=stop_ids)
+    return completion_of(
+        tokens, numbers, str(choice["finish_reason"]), max_tokens=request.decoding.max_tokens, stop_ids=request.stop_ids
+    )
 
 
 def _token_id(token: object) -> int | None:

@@ -5,7 +5,7 @@ the old weights computed, is emptied. Left out: vLLM as a server (`truing.rollou
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ import torch
 
 from truing.randomness import counted_seed
 from truing.records import Completion
-from truing.rollouts.collect import Tokens
+from truing.rollouts.collect import Progress, Request
 from truing.rollouts.drawn import completion_of
-from truing.rollouts.sampler import Decoding
 from truing.rollouts.weights import LiveWeights, Written
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -75,36 +74,27 @@ class VLLMSampler:
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(written.folder)})
         self._engine.reset_prefix_cache()
 
-    def __call__(
-        self,
-        prompts: Sequence[Tokens],
-        decoding: Decoding,
-        *,
-        stop_ids: frozenset[int],
-        seed: int,
-        places: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Completion]:
+    def __call__(self, request: Request, progress: Progress | None = None) -> list[Completion]:
         """One completion a prompt, all in one call of the engine."""
-        if not prompts:
+        if not request.prompts:
             return []
         settings = [
             self._vllm.SamplingParams(
-                max_tokens=decoding.max_tokens,
-                temperature=decoding.temperature,
+                max_tokens=request.decoding.max_tokens,
+                temperature=request.decoding.temperature,
                 top_p=1.0,
                 top_k=-1,
-                seed=counted_seed(seed, "sample", place),
-                stop_token_ids=sorted(stop_ids),
+                seed=counted_seed(request.seed, "sample", place),
+                stop_token_ids=sorted(request.stop_ids),
                 ignore_eos=True,  # the end tokens are ours, not those of the model's generation config
                 logprobs=0,  # of the drawn token alone
                 detokenize=False,
             )
-            for place in places
+            for place in request.places
         ]
-        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in request.prompts]
         said = self._engine.generate(asked, settings, use_tqdm=False, lora_request=self._adapter)
-        found = [_completion(one.outputs[0], decoding, stop_ids) for one in said]
+        found = [_completion(one.outputs[0], request) for one in said]
         if progress:
             progress(len(found), len(found))
         return found
@@ -121,7 +111,9 @@ def _room(rank: int) -> int:
     return found
 
 
-def _completion(said: Any, decoding: Decoding, stop_ids: frozenset[int]) -> Completion:
+def _completion(said: Any, request: Request) -> Completion:
     tokens = [int(token) for token in said.token_ids]
     log_probs = [float(of_place[token].logprob) for of_place, token in zip(said.logprobs, tokens, strict=True)]
-    return completion_of(tokens, log_probs, str(said.finish_reason), max_tokens=decoding.max_tokens, stop_ids=stop_ids)
+    return completion_of(
+        tokens, log_probs, str(said.finish_reason), max_tokens=request.decoding.max_tokens, stop_ids=request.stop_ids
+    )

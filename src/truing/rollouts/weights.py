@@ -17,7 +17,8 @@ from truing.models.load import save_model, weights_hash
 from truing.models.lora import POLICY, LoRA, adapter_tensors
 from truing.models.policy import Policy
 from truing.parallel.world import World
-from truing.runs.durable import discard, make_folder, to_json, verify_folder, write_folder
+from truing.runs.canonical import to_json
+from truing.runs.durable import discard, make_folder, verify_folder, write_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ Labelling, critique and revision ask a `Writer` and need not know which it is. R
 log-probabilities and come from `truing.rollouts.collect`.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -16,7 +15,7 @@ from truing.randomness import counted_seed
 from truing.records import Prompt
 from truing.rollouts.collect import LocalSampler, Question, collect
 from truing.rollouts.sampler import Decoding
-from truing.runs.durable import to_json
+from truing.runs.canonical import digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class LocalWriter:
     @property
     def identity(self) -> str:
         """Of weights, tokenizer with template, and decoding."""
-        return _digest([self.weights, self.chat.fingerprint, asdict(self.decoding)])
+        return digest([self.weights, self.chat.fingerprint, asdict(self.decoding)])
 
     def __call__(self, prompts: Sequence[Prompt], *, samples: int, seed: int) -> list[list[Said]]:
         """A prompt that does not leave the answer's room in the model's context is a problem of its answers."""
@@ -110,7 +109,7 @@ class RemoteWriter:
     @property
     def identity(self) -> str:
         """Of the endpoint's address, the model's name there, and decoding: what the server holds is for the server to say."""
-        return _digest([self.client.endpoint.url, self.client.endpoint.model, asdict(self.decoding)])
+        return digest([self.client.endpoint.url, self.client.endpoint.model, asdict(self.decoding)])
 
     def __call__(self, prompts: Sequence[Prompt], *, samples: int, seed: int) -> list[list[Said]]:
         """Samples of a prompt are questions apart; an empty answer is one that the model gave, not a failure."""
@@ -136,7 +135,3 @@ class RemoteWriter:
 
 def _too_long(tokens: int, room: int | None) -> Said:
     return Said(text="", stop=None, problem=f"the prompt has {tokens} tokens, and the model's context leaves room for {room}")
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(to_json(value)).hexdigest()

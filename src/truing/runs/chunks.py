@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truing.runs.durable import AppendLog, to_json_line
+from truing.runs.canonical import to_json_line
+from truing.runs.durable import AppendLog
 from truing.runs.read import read_rows
 from truing.runs.sinks import Tick
 

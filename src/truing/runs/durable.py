@@ -7,7 +7,6 @@ written last, and it appears by one rename. What the bytes mean is for the calle
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 import stat
@@ -16,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+
+from truing.runs.canonical import to_json
 
 MANIFEST = "manifest.json"
 STAGING = ".tmp-"
@@ -92,38 +93,6 @@ def _free(path: Path) -> str:
         with suppress(OSError):
             return str(shutil.disk_usage(place).free)
     return "unknown"
-
-
-def to_json(value: object, *, indent: int | None = None) -> bytes:
-    """Canonical JSON: sorted keys, floats by repr. Keys must be strings: JSON would turn 1 into "1" without a word."""
-    _assert_string_keys(value)
-    separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(value, sort_keys=True, indent=indent, separators=separators).encode() + (b"" if indent is None else b"\n")
-
-
-def to_json_line(row: Mapping[str, object]) -> bytes:
-    """One line of a log. NaN and infinities, which JSON lacks, are the strings "nan", "inf" and "-inf"."""
-    return to_json(_finite(row)) + b"\n"
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(float(value))
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _assert_string_keys(value: object) -> None:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            assert isinstance(key, str), f"a key that is no string: {key!r}"
-            _assert_string_keys(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _assert_string_keys(item)
 
 
 def make_folder(path: Path) -> None:

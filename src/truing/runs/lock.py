@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from truing.runs.durable import storage_errors, to_json
+from truing.runs.canonical import to_json
+from truing.runs.durable import storage_errors
 
 LOCK = "lock"
 PATIENCE = 10

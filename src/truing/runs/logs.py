@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from truing.runs import read
-from truing.runs.durable import AppendLog, to_json_line
+from truing.runs.canonical import to_json_line
+from truing.runs.durable import AppendLog
 
 
 class Logs:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from truing.runs.durable import BrokenFolderError, inspect_folder, to_json_line
+from truing.runs.canonical import to_json_line
+from truing.runs.durable import BrokenFolderError, inspect_folder
 from truing.runs.lock import owner_of
 from truing.runs.sinks import figures, printable
 

@@ -19,7 +19,8 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from truing.runs import read
-from truing.runs.durable import StorageError, make_folder, storage_errors, to_json, write_file
+from truing.runs.canonical import to_json
+from truing.runs.durable import StorageError, make_folder, storage_errors, write_file
 from truing.runs.environment import environment
 from truing.runs.lock import RunLock
 from truing.runs.logs import Logs

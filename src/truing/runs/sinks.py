@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from truing.runs.durable import to_json_line
+from truing.runs.canonical import to_json_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from truing.memory import give_back
+from truing.runs.canonical import to_json
 from truing.runs.durable import (
     STAGING,
     BrokenFolderError,
@@ -27,7 +28,6 @@ from truing.runs.durable import (
     read_entry,
     remove,
     storage_errors,
-    to_json,
     write_folder,
 )
 from truing.runs.read import step_folders

@@ -26,8 +26,9 @@ from truing.models.load import load_causal, load_tokenizer
 from truing.models.policy import Policy, probe
 from truing.models.resolve import resolve
 from truing.randomness import counted_seed
+from truing.runs.canonical import digest
 from truing.runs.chunks import in_chunks
-from truing.runs.durable import make_folder, to_json
+from truing.runs.durable import make_folder
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Tick
 
@@ -117,7 +118,7 @@ def evaluate(
         model=model.name,
         weights=model.identity,
         data=str(files.root),
-        data_sha256=hashlib.sha256(to_json(files.sha256)).hexdigest(),
+        data_sha256=digest(files.sha256),
         template=f"{style}, {model.template}, of the tokenizer that is hashed with the weights",
         decoding={} if sampling is None else asdict(sampling),
         options={

@@ -27,8 +27,9 @@ from truing.evals.tasks.likelihood import Ids, encode, log_likelihoods
 from truing.evals.tasks.task import Choices, Row
 from truing.randomness import counted_seed
 from truing.rollouts.sampler import Decoding, sample
+from truing.runs.canonical import digest, to_json
 from truing.runs.chunks import in_chunks
-from truing.runs.durable import make_folder, to_json
+from truing.runs.durable import make_folder
 from truing.runs.lock import RunLock
 from truing.runs.sinks import Tick
 from truing.statistics import NO_INTERVAL, Estimate, Z, bootstrap_mean, win_rate
@@ -78,7 +79,7 @@ def bridged(name: str, model: Model, manner: Manner, bridge: Bridge, folder: Pat
         model=model.name,
         weights=model.identity,
         data=f"lm-eval {version}",
-        data_sha256=_digest([version, name, _texts(bridge.include)]),
+        data_sha256=digest([version, name, _texts(bridge.include)]),
         template="plain, of the tokenizer that is hashed with the weights",
         decoding={},
         options={
@@ -320,7 +321,7 @@ def _is_number(value: object) -> bool:
 
 def _work(kind: str, number: int, texts: Sequence[str], options: Mapping[str, Any] | None = None) -> _Work:
     """A request under a name of its own that changes with what is asked."""
-    named = _digest([kind, number, list(texts), dict(options or {})])[:24]
+    named = digest([kind, number, list(texts), dict(options or {})])[:24]
     return _Work(key=f"{number}/{named}", texts=tuple(texts), options=options or {})
 
 
@@ -328,7 +329,3 @@ def _texts(folder: Path | None) -> list[list[str]]:
     """What decides the tasks of a folder of one's own."""
     files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
     return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files]
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(to_json(value)).hexdigest()
