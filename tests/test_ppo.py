@@ -14,7 +14,7 @@ from truing.losses.clipped_surrogate import ClippedSurrogate
 from truing.losses.clipped_value import ClippedValue
 from truing.losses.reinforce import Reinforce
 from truing.models.heads import ActorCritic, ValueModel
-from truing.objectives import PolicyGradient, averaged
+from truing.objectives import PolicyGradient, averaged, parts_of
 from truing.parallel.world import World
 from truing.recipes.ppo import Config
 from truing.records import Completion, Message, Prompt, Rollout
@@ -107,6 +107,34 @@ def test_trap_08_policy_gradients_are_the_same_in_any_micro_batches(name: str) -
     for metrics, grads in found[1:]:
         assert metrics == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
         assert relative_gap(grads, found[0][1]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ppo", "warm-up", "grpo"])
+def test_only_one_part_of_the_sum_is_held_at_a_time_and_the_parts_are_the_whole(name: str) -> None:
+    objective = OBJECTIVES[name]
+    whole, parted = (ActorCritic(tiny_policy(), ValueModel(tiny_policy(seed=4))) for _ in range(2))
+    for model in (whole, parted):
+        torch.nn.init.normal_(model.critic.head.weight, generator=torch.Generator().manual_seed(1))
+    batch = TreeBatch.of(credited())
+    output = objective(whole, batch)
+    output.total.backward()
+    gone_back: list[bool] = []
+    asked = parted.critic.values
+
+    def values(of: TreeBatch) -> torch.Tensor:
+        gone_back.append(all(parameter.grad is not None for parameter in parted.policy.model.parameters()))
+        return asked(of)
+
+    parted.critic.values = values
+    found = []
+    for part in parts_of(objective, parted, batch, ()):
+        part.total.backward()
+        found.append(part.metrics)
+    assert gone_back == {"ppo": [True], "warm-up": [False], "grpo": []}[name]
+    assert averaged(found) == pytest.approx(averaged([output.metrics]), rel=1e-6)
+    expected = gradients(whole)
+    assert gradients(parted).keys() == expected.keys()
+    assert relative_gap(gradients(parted), expected) < 1e-6
 
 
 def test_trap_18_metrics_are_means_over_tokens_by_hand() -> None:

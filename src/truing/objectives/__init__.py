@@ -9,10 +9,12 @@ from truing.objectives.base import (
     LossOutput,
     Mean,
     Objective,
+    PartedObjective,
     Prepared,
     RememberingObjective,
     WholeBatchObjective,
     averaged,
+    parts_of,
     prepared,
 )
 from truing.objectives.imitation import Imitation
@@ -29,6 +31,7 @@ __all__ = [
     "Mean",
     "Objective",
     "PairedPreference",
+    "PartedObjective",
     "PolicyGradient",
     "Prepared",
     "RememberingObjective",
@@ -38,5 +41,6 @@ __all__ = [
     "UnpairedFeedback",
     "WholeBatchObjective",
     "averaged",
+    "parts_of",
     "prepared",
 ]

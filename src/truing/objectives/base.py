@@ -1,6 +1,6 @@
 """What an objective is, and how its sums become means. The learner divides once, by the units of all micro-batches and ranks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,6 +55,21 @@ class Objective(Protocol):
     def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput: ...
 
 
+@runtime_checkable
+class PartedObjective(Protocol):
+    """An objective whose sum has parts without common activations: only one part's are held at a time."""
+
+    def units(self, batch: TreeBatch) -> int:
+        """As of every objective."""
+        ...
+
+    def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput: ...
+
+    def parts(self, model: nn.Module, batch: TreeBatch) -> Iterator[LossOutput]:
+        """The parts in turn; the learner goes back through each before it asks for the next. Their metrics add up."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A statistic of the whole optimizer batch, for those who need it."""
@@ -105,3 +120,11 @@ def prepared(objective: AnyObjective, model: nn.Module, batches: Sequence[TreeBa
     if isinstance(objective, WholeBatchObjective):
         return objective.prepare(model, batches, world)
     return Prepared(of_batches=[()] * len(batches))
+
+
+def parts_of(objective: AnyObjective, model: nn.Module, batch: TreeBatch, statistic: Sequence[Any]) -> Iterator[LossOutput]:
+    """The sum of a micro-batch, in the parts that the objective has."""
+    if isinstance(objective, PartedObjective):
+        yield from objective.parts(model, batch)
+    else:
+        yield objective(model, batch, *statistic)

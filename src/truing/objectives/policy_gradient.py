@@ -1,5 +1,6 @@
 """Credited samples: the policy's loss, the critic's, an entropy bonus and a KL term, in one objective."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,26 +53,46 @@ class PolicyGradient:
         return batch.responses if self.per_response else len(batch.target)
 
     def __call__(self, model: nn.Module, batch: TreeBatch) -> LossOutput:
+        first, *others = self.parts(model, batch)
+        total, metrics = first.total, dict(first.metrics)
+        for part in others:
+            total = total + part.total
+            metrics |= {name: metrics.get(name, Mean(0.0, 0.0)) + mean for name, mean in part.metrics.items()}
+        return LossOutput(total=total, metrics=metrics)
+
+    def parts(self, model: nn.Module, batch: TreeBatch) -> Iterator[LossOutput]:
+        """The policy's terms, then the critic's: the two share weights at most that are frozen, and no activations."""
         assert isinstance(model, ActorCritic)
         credit = batch.credit
         assert credit is not None, "the trees were sampled and scored"
         weight = torch.ones_like(credit.old)
         if self.per_response and self.action != "response":  # a product's logarithm is a sum over tokens: each weighs 1
             weight = weight / batch.length[batch.response]
-        total = torch.zeros((), device=credit.old.device)
-        metrics: dict[str, Mean] = {}
+        counted = float(self.units(batch))
         if not self.value_only:
             total, metrics = self._policy(model, batch, credit, weight)
+            yield LossOutput(total=total, metrics={"loss": Mean(float(total.detach()), counted), **metrics})
+            counted = 0.0  # the loss is one mean of both parts
         if self.value_loss is not None:
-            assert model.critic is not None
-            assert credit.values is not None
-            assert credit.returns is not None
-            values = model.critic.values(batch)
-            losses = self.value_loss(values, credit.values, credit.returns)
-            total = total + self.value_weight * (weight * losses).sum()
-            metrics["value_loss"] = Mean.over(losses)
-            metrics["value_clip_fraction"] = Mean.over(self.value_loss.clipped(values, credit.values, credit.returns).float())
-        return LossOutput(total=total, metrics={"loss": Mean(float(total.detach()), float(self.units(batch))), **metrics})
+            total, metrics = self._critic(model, batch, credit, weight, self.value_loss)
+            yield LossOutput(total=total, metrics={"loss": Mean(float(total.detach()), counted), **metrics})
+
+    def _critic(
+        self,
+        model: ActorCritic,
+        batch: TreeBatch,
+        credit: BatchCredit,
+        weight: Float[Tensor, " scored"],
+        loss: ClippedValue,
+    ) -> tuple[Float[Tensor, ""], dict[str, Mean]]:
+        assert model.critic is not None
+        assert credit.values is not None
+        assert credit.returns is not None
+        values = model.critic.values(batch)
+        losses = loss(values, credit.values, credit.returns)
+        clipped = loss.clipped(values, credit.values, credit.returns).float()
+        metrics = {"value_loss": Mean.over(losses), "value_clip_fraction": Mean.over(clipped)}
+        return self.value_weight * (weight * losses).sum(), metrics
 
     def _policy(
         self, model: ActorCritic, batch: TreeBatch, credit: BatchCredit, weight: Float[Tensor, " scored"]

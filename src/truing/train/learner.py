@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from truing.data.tree import TreeBatch
 from truing.memory import give_back
-from truing.objectives import AnyObjective, Mean, RememberingObjective, averaged, prepared
+from truing.objectives import AnyObjective, Mean, RememberingObjective, averaged, parts_of, prepared
 from truing.parallel.world import World
 from truing.train.optim import AdamW, Optimizer
 
@@ -55,13 +55,13 @@ class Learner:
         problems: list[str] = []
         known = prepared(objective, self.model, batches, self.world)
         for batch, statistic in zip(batches, known.of_batches, strict=True):
-            output = objective(self.model, batch, *statistic)
-            if not torch.isfinite(output.total):
-                problems.append(f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}")
-            (output.total / (units or 1.0)).backward()
-            metrics.append(output.metrics)
-            del output
-            give_back()
+            for output in parts_of(objective, self.model, batch, statistic):
+                if not torch.isfinite(output.total):
+                    problems.append(f"the loss is {float(output.total.detach())} on records {[tree.key for tree in batch.trees]}")
+                (output.total / (units or 1.0)).backward()
+                metrics.append(output.metrics)
+                del output
+                give_back()
         problems = self.world.gather(problems)
         norm = float("nan")
         if not units:
