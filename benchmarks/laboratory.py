@@ -33,7 +33,7 @@ from truing.recipes import commands
 from truing.recipes.fit import load_policy, model_path
 from truing.recipes.reward_folder import load_reward_model
 from truing.rewards.learned import LearnedScorer
-from truing.rollouts.collect import Question, collect
+from truing.rollouts.collect import LocalSampler, Question, collect
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter
 from truing.runs.sinks import Silent
@@ -157,7 +157,7 @@ class Laboratory:
                 for i, prompt in enumerate(prompts(seed))
             ]
             groups = collect(
-                writer.policy,
+                LocalSampler(policy=writer.policy),
                 asked,
                 writer.decoding,
                 samples=POOL,
