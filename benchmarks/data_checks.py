@@ -388,7 +388,12 @@ def data(fault: Fault | None, kind: str, rate: float, rows: int, seed: int, fold
             made[place]["prompt"] = f"Now: {evaluation[source]}"
         elif kind == "foreign prompts for RL":
             asked[place]["prompt"] = f"SELECT c{place}, d FROM t{place} WHERE k = {place * 37} ORDER BY c; -- speed this up"
-    files = {"rows": made, "held": other, "asked": asked, "eval": [{"question": question} for question in evaluation]}
+    files: dict[str, list[Row]] = {
+        "rows": made,
+        "held": other,
+        "asked": asked,
+        "eval": [{"question": question} for question in evaluation],
+    }
     for name, content in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     settings = Settings(

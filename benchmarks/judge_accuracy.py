@@ -98,7 +98,7 @@ def main() -> None:
     verdicts = ask_principles(comparisons, constitution, feedback.judge, most=args.principles, seed=0) if args.principles else []
     said = [list(verdict.judgements.values()) for verdict in verdicts]
     for rule in ("priority", "average") if verdicts else ():
-        decisions = [verdict.decision(constitution, rule, sure=0.1) for verdict in verdicts]  # type: ignore[arg-type]
+        decisions = [verdict.decision(constitution, rule, sure=0.1) for verdict in verdicts]
         probabilities = [0.5 if decision is None else decision.probability for decision in decisions]
         rows.append(row(f"{args.principles} principles, {rule}", said, comparisons, probabilities))
     longer = [1.0 if len(c.first) > len(c.second) else 0.5 if len(c.first) == len(c.second) else 0.0 for c in comparisons]

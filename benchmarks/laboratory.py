@@ -187,9 +187,9 @@ def over_optimisation(lab: Laboratory, start: Path) -> tuple[dict[str, object], 
                 for seed, curve in zip(lab.seeds, found, strict=True)
             ]
     laws = [
-        f"| {method} | " + " | ".join(cell(list(values)) for values in zip(*found, strict=True)) + " |"
+        f"| {method} | " + " | ".join(cell(list(values)) for values in zip(*filter(None, fits), strict=True)) + " |"
         for method in lab.methods
-        if all(found := [law(points(lab.policy(method, FREE, seed, start))) for seed in lab.seeds])  # type: ignore[arg-type]
+        if all(fits := [law(points(lab.policy(method, FREE, seed, start))) for seed in lab.seeds])
     ]
     fitted = "\n".join(["| method, no KL | alpha | beta |", "|---|---|---|", *laws])
     return {"runs": rows}, f"{table(courses, FREE)}\n\n{fitted}"

@@ -10,7 +10,7 @@ writes benchmarks/results/lm_eval.json.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +70,7 @@ def arguments(description: str | None, **defaults: Any) -> argparse.Namespace:
     return args
 
 
-def table(runs: list[tuple[Mapping[str, Any], Mapping[str, Any]]], counts: Mapping[str, int]) -> str:
+def table(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], counts: Mapping[str, int]) -> str:
     """Medians of processor and clock seconds, and how many times as fast."""
     lines = [
         "| task | items | Truing, s of processor | lm-eval, s of processor | times | Truing, s | lm-eval, s | times |",

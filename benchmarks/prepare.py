@@ -117,7 +117,8 @@ def chosen(spec: Mapping[str, Any], chat: ChatTokenizer) -> tuple[list[Record], 
     found = DATA[spec["data"]](Path(spec["data_folder"]))
     if spec.get("answers"):
         found = with_answers(found, spec["answers"])
-    records, trees = [], []
+    records: list[Record] = []
+    trees: list[Tree] = []
     pool = list(found)
     for record in pool:
         if spec["prompt_tokens"]:
@@ -177,8 +178,9 @@ def model_folder(spec: Mapping[str, Any], folder: Path) -> Path:
     if "vocabulary" in spec:
         tokenizer = tokenizer.train_new_from_iterator(spec["texts"], TOKENS_OF_ANY_VOCABULARY)
     torch.manual_seed(0)
+    shape: dict[str, Any] = dict(SHAPES[spec["model"]])
     config = LlamaConfig(
-        **SHAPES[spec["model"]],
+        **shape,
         vocab_size=spec.get("vocabulary", len(tokenizer)),
         max_position_embeddings=16384,
         tie_word_embeddings=True,
@@ -187,7 +189,7 @@ def model_folder(spec: Mapping[str, Any], folder: Path) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         dtype=torch.bfloat16,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
