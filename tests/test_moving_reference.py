@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conftest import make_tiny_llama
-from test_parity import SETTINGS, STEPS, as_example, one_file, same, same_weights, schedule
+from test_parity import SETTINGS, STEPS, as_example, assert_same, assert_same_weights, one_file, schedule
 from trees import gradients, random_trees, relative_gap, tiny_policy
 from truing.data.tree import Tree, TreeBatch, pack
 from truing.losses.dpo import DPO
@@ -80,8 +80,8 @@ def test_tr_dpo_equals_the_oracle_with_a_reference_that_moves(alpha: float, ever
     learner = Learner(policy, SETTINGS, total_steps=STEPS)
     objective = against(learner, PairedPreference(loss=DPO(beta=0.1)), alpha, every)
     found = [learner.update(objective, [TreeBatch.of(group) for group in pack(step, budget)]) for step in steps]
-    same(found, expected)
-    same_weights(policy, oracle, 1e-6)
+    assert_same(found, expected)
+    assert_same_weights(policy, oracle, 1e-6)
     assert found[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
     if alpha == 1.0:
         assert found[every]["loss"] == pytest.approx(math.log(2), abs=1e-7), "just replaced"

@@ -85,9 +85,12 @@ class OnPolicy:
     """Tells the user."""
     sampler: Sampler
     """Draws the answers: the policy itself, or a program that is brought to its weights before each round."""
-    unrewarded: int = field(default=0, init=False)
+    unrewarded: int = field(init=False)
     """Rounds of which no answer had a reward."""
-    unrewarded_in_a_row: int = field(default=0, init=False)
+    unrewarded_in_a_row: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unrewarded = self.unrewarded_in_a_row = 0
 
     def __iter__(self) -> Iterator[Experience]:
         while True:
