@@ -16,15 +16,14 @@ share is below what is asked (`ENOUGH`), or one of MT-bench's is not the publish
 """
 
 import argparse
-import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from truing.evals.human_agreement import mt_bench_agreement
-from truing.evals.tasks.files import Files
+from truing.data.problems import DataError
+from truing.evals.human_agreement import Vote, mt_bench_agreement, read_vote
+from truing.evals.tasks.files import Files, Item
 from truing.evals.tasks.gsm8k import extract
 from truing.evals.tasks.humaneval import HumanEval
 from truing.evals.tasks.ifeval import IFEval, follows
@@ -56,15 +55,29 @@ VOTES = {
 """The paper's table 5: two groups, the setup and the turn, the published share, and of how many pairs of votes."""
 
 
+def items(path: Path) -> list[Item]:
+    """The rows of a file. Raises DataError naming file and row."""
+    return Files(root=path.parent, hub=False).items(path.name)
+
+
+def said(item: Item, column: str) -> str:
+    """An answer, which may be empty."""
+    return "" if item.cells.get(column) == "" else item.text(column)
+
+
 def gsm8k(path: Path) -> Estimate:
     """Whether the flexible extraction of a solution equals that of the truth exactly where the label says so."""
     same, n = 0, 0
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        truth = extract(row["ground_truth"], "flexible")
-        for solution in (value for value in row.values() if isinstance(value, dict)):
-            same += (extract(solution["solution"], "flexible") == truth) == solution["is_correct"]
+    for item in items(path):
+        truth = extract(item.text("ground_truth"), "flexible")
+        for name in [name for name, value in item.cells.items() if isinstance(value, dict)]:
+            one = Item(cells=item.mapping(name), place=f"{item.place}, {name}")
+            if not isinstance(right := one.cells.get("is_correct"), bool):
+                raise DataError(f'{one.place}: "is_correct" is {right!r}, and true or false is needed')
+            same += (extract(one.text("solution"), "flexible") == truth) == right
             n += 1
+    if not n:
+        raise DataError(f"{path}: no row has a solution")
     return wilson(same, n)
 
 
@@ -81,9 +94,9 @@ def humaneval(data: Path) -> Estimate:
 
 def xstest(path: Path) -> Estimate:
     """The rule against two people's final label."""
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    return agreement([row["completion"] for row in rows], [PEOPLE[row["final_label"]] for row in rows])
+    read = items(path)
+    labels = [PEOPLE[item.one_of("final_label", tuple(PEOPLE))] for item in read]
+    return agreement([said(item, "completion") for item in read], labels)
 
 
 def ifeval(paths: Sequence[Path], data: Path) -> tuple[Estimate, Counter[str]]:
@@ -92,10 +105,19 @@ def ifeval(paths: Sequence[Path], data: Path) -> tuple[Estimate, Counter[str]]:
     same, n = 0, 0
     others: Counter[str] = Counter()
     for path in paths:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            ours = follows(row["response"], asked[row["prompt"]], loose="loose" in path.name)
-            for kind, mine, stored in zip(row["instruction_id_list"], ours, row["follow_instruction_list"], strict=True):
+        for item in items(path):
+            prompt, response = item.text("prompt"), said(item, "response")
+            kinds, flags = item.array("instruction_id_list"), item.array("follow_instruction_list")
+            if prompt not in asked:
+                raise DataError(f"{item.place}: the prompt is none of {data / 'ifeval' / 'input_data.jsonl'}: {prompt[:80]!r}")
+            if kinds != [kind for kind, _ in asked[prompt]]:
+                raise DataError(
+                    f"{item.place}: the instructions are {kinds}, and the task's are {[kind for kind, _ in asked[prompt]]}"
+                )
+            if len(flags) != len(kinds) or not all(isinstance(flag, bool) for flag in flags):
+                raise DataError(f"{item.place}: one true or false for each of {len(kinds)} instructions is needed, not {flags}")
+            ours = follows(response, asked[prompt], loose="loose" in path.name)
+            for kind, mine, stored in zip(kinds, ours, flags, strict=True):
                 same, n = same + (mine == stored), n + 1
                 others[kind] += mine != stored
     return wilson(same, n), +others
@@ -103,10 +125,10 @@ def ifeval(paths: Sequence[Path], data: Path) -> tuple[Estimate, Counter[str]]:
 
 def votes(paths: Sequence[Path]) -> dict[str, tuple[Estimate, float, int]]:
     """MT-bench's agreement of judges and people, with the paper's shares, which are whole percents, and its counts of pairs."""
-    given: list[dict[str, Any]] = []
-    for path in paths:
-        text = path.read_text()
-        given += json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    given: list[Vote] = []
+    for item in (item for path in paths for item in items(path)):
+        read_vote(item.cells, item.place)
+        given.append(item.cells)
     return {
         f"MT-bench, {first} and {second}, {setup}, turn {turn}; published {share:.0%} of {pairs}": (
             mt_bench_agreement(given, first, second, setup=setup, turn=turn),  # type: ignore[arg-type]
@@ -127,16 +149,8 @@ def found(named: Path | None, place: Path) -> Path | None:
     return named or (place if place.is_file() else None)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Every check whose data are here; of the others, where their data belong. Raises SystemExit naming those that fail."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--gsm8k", type=Path)
-    parser.add_argument("--ifeval", type=Path, nargs="+", default=[])
-    parser.add_argument("--xstest", type=Path, nargs="+", default=[])
-    parser.add_argument("--votes", type=Path, nargs="+", default=[])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(arguments)
+def measured(args: argparse.Namespace) -> tuple[dict[str, Estimate], dict[str, tuple[float, int]]]:
+    """Every check whose data are here, and MT-bench's published shares and pairs; prints where the data of the others belong."""
     shares: dict[str, Estimate] = {}
     solutions = args.data / "gsm8k" / "example_model_solutions.jsonl"
     judged = args.data / "mt_bench" / "human_judgments.json"
@@ -164,6 +178,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shares[name], published[name] = share, (told, pairs)
     else:
         print(f"MT-bench's votes: not at hand, there is no {judged}; put it there, or name it by --votes")
+    return shares, published
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Every check whose data are here. Raises SystemExit naming those that fail, or the file and row that is broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--gsm8k", type=Path)
+    parser.add_argument("--ifeval", type=Path, nargs="+", default=[])
+    parser.add_argument("--xstest", type=Path, nargs="+", default=[])
+    parser.add_argument("--votes", type=Path, nargs="+", default=[])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    try:
+        shares, published = measured(args)
+    except (DataError, ValueError, OSError) as error:
+        raise SystemExit(str(error)) from None
     for name, share in shares.items():
         print(f"{name}: {100 * share.value:.2f}% [{100 * share.low:.2f}, {100 * share.high:.2f}], n = {share.n}")
     args.results.parent.mkdir(exist_ok=True)

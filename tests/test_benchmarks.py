@@ -1,6 +1,7 @@
 """The arithmetic of the benchmarks, worked by hand. Nothing here is timed and no peer runs."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,35 @@ def test_stored_flags_are_compared_kind_by_kind(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "IFEval's flags that differ, by kind: {'startend:quotation': 1}" in said
     assert "IFEval, flags of stored answers: 75.00%" in said
+
+
+VOTE = {"question_id": 1, "turn": 1, "model_a": "a", "model_b": "b", "winner": "model_a", "judge": "expert_1"}
+FLAGS = {"prompt": "Say it.", "response": "", "instruction_id_list": ["punctuation:no_comma"], "follow_instruction_list": [False]}
+
+
+@pytest.mark.parametrize(
+    ("option", "row", "says"),
+    [
+        ("--votes", "{", "broken JSON"),
+        ("--votes", {**VOTE, "winner": "c"}, "winner is 'c'; it must be model_a, model_b or tie"),
+        ("--votes", {"question_id": 1}, "has no turn"),
+        ("--ifeval", {**FLAGS, "prompt": "Say that."}, "the prompt is none of"),
+        ("--ifeval", {**FLAGS, "instruction_id_list": ["startend:quotation"]}, "the instructions are"),
+        ("--ifeval", {**FLAGS, "follow_instruction_list": [True, True]}, "one true or false for each of 1 instructions"),
+        ("--ifeval", {**FLAGS, "response": None}, "\"response\" is 'None', and text is needed"),
+        ("--gsm8k", {"ground_truth": "#### 3", "175b": {"solution": "#### 3", "is_correct": "no"}}, "true or false is needed"),
+        ("--gsm8k", {"ground_truth": "#### 3", "175b": {"is_correct": True}}, '175b: the column "solution" is missing'),
+    ],
+)
+def test_a_broken_row_of_published_labels_is_named(tmp_path: Path, option: str, row: object, says: str) -> None:
+    (tmp_path / "ifeval").mkdir()
+    asked = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (tmp_path / "ifeval" / "input_data.jsonl").write_text(json.dumps(asked) + "\n")
+    path = tmp_path / "given.jsonl"
+    path.write_text(row if isinstance(row, str) else json.dumps(row) + "\n")
+    with pytest.raises(SystemExit, match=rf"^{path}:1.*{re.escape(says)}"):
+        published_labels(["--data", str(tmp_path), option, str(path), "--results", str(tmp_path / "found.json")])
+    assert not (tmp_path / "found.json").exists()
 
 
 def test_a_check_against_published_labels_fails_below_what_is_asked_and_keeps_what_is_not_at_hand(

@@ -152,6 +152,34 @@ def test_a_sliding_window_hides_what_it_hides_in_transformers(family: str) -> No
     assert sample(policy, prompts, Decoding(max_tokens=15), stop_ids=NEVER) == expected
 
 
+def test_capped_scores_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2's scores, of every row at once and of one after the other; one prompt is longer than the window."""
+    config = AutoConfig.for_model(
+        "gemma2",
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=9,
+        attn_logit_softcapping=2.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    policy, prompts = policy_of(model), prompts_of([4, 25, 11, 1])
+    expected = [by_transformers(model, prompt, 12, NEVER) for prompt in prompts]
+    assert len({answer.tokens for answer in expected}) == 4
+    for scores in (1 << 19, 1):
+        monkeypatch.setattr("truing.rollouts.cache.SCORES", scores)
+        assert sample(policy, prompts, Decoding(max_tokens=12), stop_ids=NEVER) == expected
+
+
 def test_no_answer_may_pass_the_length_at_which_rope_changes() -> None:
     policy = policy_of(peaked())
     policy.reach = 40

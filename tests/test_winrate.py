@@ -272,6 +272,8 @@ def test_mt_bench_agreement_by_hand():
     assert (both.value, both.n) == (pytest.approx(2 / 3), 3)
     # People among themselves: 81 disagrees (the first named the models the other way), 82 disagrees.
     assert mt_bench_agreement(votes, "human", "human", setup="S1").value == 0.0
+    own = [vote(1, "my_judge", "tie"), vote(1, "expert_1", "tie")]
+    assert mt_bench_agreement(own, "my_judge", "human", setup="S1").value == 1.0
     with pytest.raises(ValueError, match="no question has votes of both author and human"):
         mt_bench_agreement(votes, "author", "human", setup="S1")
     with pytest.raises(ValueError, match="vote 1: winner is 'x'"):

@@ -24,7 +24,15 @@ def group_of(judge: object) -> str:
         kind = str(judge[1]).partition("-")[0] if len(judge) > 1 else ""
         return f"{str(judge[0]).replace('gpt-4', 'gpt4')}-{kind}" if kind else str(judge[0])
     name = str(judge)
-    return "human" if name.startswith("expert") else "author" if name.startswith("author") else name.replace("_", "-")
+    return (
+        "human"
+        if name.startswith("expert")
+        else "author"
+        if name.startswith("author")
+        else "gpt4-pair"
+        if name == "gpt4_pair"
+        else name
+    )
 
 
 def mt_bench_agreement(
@@ -46,7 +54,7 @@ def mt_bench_agreement(
     for number, vote in enumerate(votes, 1):
         if turn is not None and vote.get("turn") != turn:
             continue
-        key, winner = _read(vote, f"vote {number}")
+        key, winner = read_vote(vote, f"vote {number}")
         if setup == "S1" or winner != "tie":
             cells.setdefault(key, {}).setdefault(group(vote["judge"]), []).append(winner)
     questions: dict[object, int] = {}
@@ -73,15 +81,11 @@ def mt_bench_agreement(
     return bootstrap(share, len(total), seed=seed, draws=draws, what="question", n=int(total.sum()), bounds=(0.0, 1.0))
 
 
-def _pairs(said: Mapping[str, list[str]], first: str, second: str) -> list[tuple[str, str]]:
-    if first != second:
-        return [(a, b) for a in said.get(first, []) for b in said.get(second, [])]
-    own = said.get(first, [])
-    return [(a, b) for i, a in enumerate(own) for b in own[i + 1 :]]
+def read_vote(vote: Vote, where: str) -> tuple[tuple[object, object, str, str], str]:
+    """What was asked, with the models in alphabetical order, and who won: `first`, `second` or `tie`.
 
-
-def _read(vote: Vote, where: str) -> tuple[tuple[object, object, str, str], str]:
-    """What was asked, with the models in alphabetical order, and who won: `first`, `second` or `tie`."""
+    Raises ValueError that names `where` for a vote that lacks a column or names no winner.
+    """
     if lacking := [name for name in ("question_id", "turn", "model_a", "model_b", "winner", "judge") if name not in vote]:
         raise ValueError(f"{where}: has no {lacking[0]}")
     a, b, said = str(vote["model_a"]), str(vote["model_b"]), str(vote["winner"])
@@ -92,3 +96,10 @@ def _read(vote: Vote, where: str) -> tuple[tuple[object, object, str, str], str]
     low, high = sorted((a, b))
     winner = "tie" if said.startswith("tie") else "first" if str(vote[said]) == low else "second"
     return (vote["question_id"], vote["turn"], low, high), winner
+
+
+def _pairs(said: Mapping[str, list[str]], first: str, second: str) -> list[tuple[str, str]]:
+    if first != second:
+        return [(a, b) for a in said.get(first, []) for b in said.get(second, [])]
+    own = said.get(first, [])
+    return [(a, b) for i, a in enumerate(own) for b in own[i + 1 :]]

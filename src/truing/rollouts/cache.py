@@ -18,6 +18,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from truing.models.attention import window_mask, window_of
 
 NAME = "truing_rollout"
+SCORES = 1 << 19
+"""Capped scores that are made at once, where a single row does not need more: 2 MiB in fp32."""
 GROWTH = 32
 """Slots are added so many at a time; all of them are computed, since a product of matrices with gaps would copy them first."""
 
@@ -112,7 +114,7 @@ class Stage:
         window: int | None,
         softcap: float | None,
     ) -> Float[Tensor, "token head valuewidth"]:
-        """Each new token on the slots of its row up to its own. Heads that share keys are one matrix product per key head."""
+        """Each new token on the slots of its row up to its own."""
         keys, values = self.cache.layer(module, key, value)
         keys[self.row, :, self.positions] = key
         values[self.row, :, self.positions] = value
@@ -122,7 +124,9 @@ class Stage:
         if softcap is None:
             output = scaled_dot_product_attention(queries, keys[rows], values[rows], attn_mask=mask, scale=scale, enable_gqa=True)
         else:
-            output = _capped(queries, keys[rows], values[rows], mask, scale, softcap)
+            some = max(1, SCORES // (queries.shape[1] * queries.shape[2] * keys.shape[2]))
+            parts = zip(queries.split(some), keys[rows].split(some), values[rows].split(some), mask.split(some), strict=True)
+            output = torch.cat([_capped(q, k, v, allowed, scale, softcap) for q, k, v, allowed in parts])
         output = output.transpose(1, 2)
         return output.flatten(0, 1) if self.real is None else output[self.real]
 
