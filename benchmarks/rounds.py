@@ -63,6 +63,9 @@ class Round:
     notes: tuple[str, ...] = ()
     """Where the sides do not do the same, and whom that helps."""
 
+    top_layers: int | None = None
+    """Layers, from the uppermost down, that have adapters and are trained; None is all of them."""
+
     @property
     def lora(self) -> bool:
         return any(setting.startswith("lora.") for setting in self.settings)
@@ -87,15 +90,20 @@ def _ppo(**changes: object) -> Round:
     return Round(**(same | changes))  # type: ignore[arg-type]
 
 
-HYDRA = ("lora.rank=16",)
+HYDRA: dict[str, Any] = {"settings": ("lora.rank=16", "lora.top_layers=10"), "top_layers": 10}
+"""A third of SmolLM2's layers; those beneath are the trunk that all four roles share."""
+UPPER = "Truing's roles are adapters in the uppermost 10 of 30 layers, TRL trains all weights of policy and critic"
 BESIDE_SFT = "the peer is Truing's LoRA SFT, one of the four roles: as many prompts, answers as long, as many tokens at once"
 ROUNDS: dict[str, Round] = {
     "ppo-full-fp32": _ppo(dtype="fp32", target="1.4x, 0.65 of the floor, at most 0.7x the memory"),
     "ppo-full-bf16": _ppo(target="1.4x, 0.65 of the floor, at most 0.7x the memory", notes=(CUT, MASTERS)),
-    "ppo-lora-hydra": _ppo(settings=HYDRA, peer_dtype="fp32", target="6x TRL's full run in fp32, at most 0.25x the memory"),
-    "ppo-lora-hydra-bf16": _ppo(settings=HYDRA, target="3x TRL's full run in bf16, at most 0.25x the memory"),
+    "ppo-lora-hydra": _ppo(
+        **HYDRA, peer_dtype="fp32", target="6x TRL's full run in fp32, at most 0.25x the memory", notes=(CUT, UPPER)
+    ),
+    "ppo-lora-hydra-bf16": _ppo(**HYDRA, target="3x TRL's full run in bf16, at most 0.25x the memory", notes=(CUT, UPPER)),
+    "ppo-lora-hydra-all-layers": _ppo(settings=("lora.rank=16",), target="none: the same with adapters in all layers, in bf16"),
     "ppo-lora-hydra-beside-sft": _ppo(
-        settings=HYDRA,
+        **HYDRA,
         peers={OURS: "sft"},
         target="at most 1.3x the memory of LoRA SFT, same tokens at once",
         notes=(BESIDE_SFT,),
@@ -222,10 +230,14 @@ class Pass:
     count: float = 1
     trained: str = ""
     """Empty where it is only read; `all` or `adapters` where gradients are made too."""
+    layers: float = 1
+    """The share of the layers that they go through."""
 
 
 def parts_of(row: Round, prepared: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The least work of each part, by what was drawn: prompts once for their answers, the head for the answers' tokens alone."""
+    """The least work of each part, by what was drawn: prompts once for their answers, the head for the answers' tokens alone, and
+    the layers beneath all adapters once a round.
+    """
     answers, prompts = row.prompts * row.k * row.rounds, row.prompts * row.rounds
     said = report["tokens"]
     of_round = prepared["prompt_tokens"] // row.rounds + said // row.rounds
@@ -242,11 +254,13 @@ def parts_of(row: Round, prepared: Mapping[str, Any], report: Mapping[str, Any])
     }
     if row.method != "sample":
         trained = "adapters" if row.lora else "all"
-        parts |= {"scoring: policy": [read], "scoring: reference": [read]}
-        parts["update"] = [replace(read, count=times * row.epochs, trained=trained)]
+        upper = min(1.0, row.top_layers / prepared["layers"]) if row.top_layers else 1.0
+        again, headless_again = replace(read, layers=upper), replace(headless, layers=upper)
+        parts |= {"scoring: policy": [read], "scoring: reference": [again]}
+        parts["update"] = [replace(again, count=times * row.epochs, trained=trained)]
         if row.method == "ppo":
-            parts |= {"scoring: critic": [headless], "reward": [headless]}
-            parts["update"].append(replace(headless, count=times * row.epochs, trained=trained))
+            parts |= {"scoring: critic": [headless_again], "reward": [headless_again]}
+            parts["update"].append(replace(headless_again, count=times * row.epochs, trained=trained))
     return {name: [asdict(one) for one in passes] for name, passes in parts.items()}
 
 

@@ -24,7 +24,7 @@ def seconds_of(part: Mapping[str, Any], shapes: Sequence[Sequence[int]], taken: 
     gradients = {"": 0, "adapters": 1, "all": 2}[part["trained"]]
     layers = sum(count * taken(out, width, part["tokens"], gradients) for out, width, count in body) if part["tokens"] else 0.0
     scored = taken(head[0], head[1], part["scored"], gradients) if part["scored"] else 0.0
-    return float(part["count"] * (layers + scored))
+    return float(part["count"] * (part["layers"] * layers + scored))
 
 
 def timer(dtype: str) -> Any:

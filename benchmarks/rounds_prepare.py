@@ -74,6 +74,7 @@ def main() -> None:
         "body": body,
         "head": head,
         "shapes": shapes,
+        "layers": json.loads((model / "config.json").read_bytes())["num_hidden_layers"],
     }
     Path(sys.argv[2]).write_text(json.dumps(result))
 

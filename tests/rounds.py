@@ -15,7 +15,7 @@ from truing.losses.clipped_surrogate import ClippedSurrogate
 from truing.losses.clipped_value import ClippedValue
 from truing.models.heads import ActorCritic, ValueModel
 from truing.models.lora import CRITIC, LoRA, add_lora
-from truing.models.policy import Policy, probe
+from truing.models.policy import Policy, probe, share_lower_layers
 from truing.objectives import PolicyGradient
 from truing.parallel.world import World
 from truing.records import Message, Origin, Prompt, Rollout
@@ -61,6 +61,9 @@ class Setup:
     batch_size: int = 4
     micro_tokens: int = 60
     lora: bool = False
+    top_layers: int | None = None
+    shared: bool = True
+    """Whether the layers beneath all adapters are computed once a round."""
     lr: float = 1e-3
     world: World = field(default_factory=World)
     seed: int = 3
@@ -73,14 +76,16 @@ class Setup:
         policy = copy.deepcopy(start())
         model = policy.model
         if self.lora:
-            add_lora(model, LoRA(rank=4), seed=0)
+            add_lora(model, LoRA(rank=4, top_layers=self.top_layers), seed=0)
         critic = None
         if self.credit.needs_critic:
             if self.lora:
-                add_lora(model, LoRA(rank=4), seed=0, name=CRITIC)
+                add_lora(model, LoRA(rank=4, top_layers=self.top_layers), seed=0, name=CRITIC)
                 critic = ValueModel(policy, adapter=CRITIC)
             else:
                 critic = ValueModel(copy.deepcopy(start()))
+        if self.shared:
+            share_lower_layers(policy)
         self.model = ActorCritic(policy, critic)
         self.reference = Reference(policy)
         self.rows: list[Mapping[str, object]] = []

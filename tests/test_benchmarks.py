@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,19 +215,29 @@ def test_the_least_work_of_a_round_is_every_prompt_once_every_answer_twice_and_e
     read, decode = parts["sampling"]
     assert (read["tokens"], read["scored"], read["count"]) == (20, 2, 2)
     assert (decode["tokens"], decode["scored"], decode["count"]) == (2, 2, (12 / 4 - 1) * 2)
-    assert parts["scoring: policy"] == [{"tokens": 26, "scored": 6, "count": 2.0, "trained": ""}]
-    assert parts["reward"] == [{"tokens": 26, "scored": 0, "count": 2.0, "trained": ""}]
+    assert parts["scoring: policy"] == [{"tokens": 26, "scored": 6, "count": 2.0, "trained": "", "layers": 1}]
+    assert parts["reward"] == [{"tokens": 26, "scored": 0, "count": 2.0, "trained": "", "layers": 1}]
     assert [(one["count"], one["scored"], one["trained"]) for one in parts["update"]] == [(6.0, 6, "all"), (6.0, 0, "all")]
+    upper = replace(SHORT, settings=("lora.rank=16", "lora.top_layers=10"), top_layers=10)
+    parts = parts_of(upper, {"prompt_tokens": 40, "layers": 40}, {"tokens": 12})
+    assert {name: [one["layers"] for one in passes] for name, passes in parts.items()} == {
+        "sampling": [1, 1],
+        "scoring: policy": [1],
+        "scoring: reference": [0.25],
+        "update": [0.25, 0.25],
+        "scoring: critic": [0.25],
+        "reward": [0.25],
+    }
 
 
 def test_the_floor_of_a_part_is_its_products_by_their_own_rows() -> None:
     shapes = [[8, 4, 2], [16, 4, 1]]
-    part = {"tokens": 10, "scored": 3, "count": 2.0, "trained": "adapters"}
+    part = {"tokens": 10, "scored": 3, "count": 2.0, "trained": "adapters", "layers": 0.5}
 
     def taken(out: int, width: int, rows: int, gradients: int) -> float:
         return out * width * rows * (1 + gradients)
 
-    assert seconds_of(part, shapes, taken) == 2 * (2 * 8 * 4 * 10 + 16 * 4 * 3) * 2
+    assert seconds_of(part, shapes, taken) == 2 * (0.5 * 2 * 8 * 4 * 10 + 16 * 4 * 3) * 2
 
 
 def test_a_row_of_rounds_says_where_its_time_goes() -> None:

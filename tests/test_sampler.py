@@ -3,7 +3,9 @@
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from truing.models.lora import LoRA, add_lora
 from truing.models.policy import Policy, probe
 from truing.records import Completion
 from truing.rollouts import sampler
+from truing.rollouts.cache import Cache, parted
 from truing.rollouts.sampler import Decoding, sample
 
 END = frozenset({2})
@@ -150,6 +153,40 @@ def test_a_sliding_window_hides_what_it_hides_in_transformers(family: str) -> No
     prompts = prompts_of([4, 25, 11])
     expected = [by_transformers(model, prompt, 15, NEVER) for prompt in prompts]
     assert sample(policy, prompts, Decoding(max_tokens=15), stop_ids=NEVER) == expected
+
+
+def test_rows_attend_to_no_more_slots_than_their_group_fills_where_that_saves_enough() -> None:
+    assert parted([100, 90, 40, 30, 20, 10, 9], 128) == [
+        (slice(0, 2), 100),
+        (slice(2, 4), 40),
+        (slice(4, 6), 20),
+        (slice(6, 8), 9),
+    ]
+    assert parted([120, 119, 118, 117], 128) == [(slice(None), 128)]
+    assert parted([50], 128) == [(slice(0, 1), 50)]  # what stood in the other slots has ended
+
+
+def test_longer_rows_come_first_when_prompts_join() -> None:
+    """So that neighbours are alike: rows of 1 to 60 tokens, of which some end early, and others that join."""
+    policy = policy_of(peaked())
+    prompts = prompts_of([1, 30, 2, 7, 60, 9, 40, 5, 3, 20, 50, 4])
+    calls: list[list[int]] = []
+    actual = Cache.grow
+
+    def grow(store: Cache, first: int, counts: Sequence[int]) -> Any:
+        if first and calls:
+            calls.append(list(store.lengths[:first]))
+        calls.append([])
+        return actual(store, first, counts)
+
+    stops = frozenset(range(3, 300, 8))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Cache, "grow", grow)
+        found = sample(policy, prompts, Decoding(max_tokens=12), stop_ids=stops, batch_size=4)
+    assert found == [by_transformers(policy.model, prompt, 12, stops) for prompt in prompts]
+    joined = [lengths for lengths in calls if len(lengths) > 1]
+    assert joined
+    assert all(lengths == sorted(lengths, reverse=True) for lengths in joined)
 
 
 def test_capped_scores_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

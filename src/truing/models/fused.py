@@ -20,9 +20,7 @@ class _RootMeanSquareNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.float32, copy=True)
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = wide.mul_(inverse).to(x.dtype)
+        normed, inverse = _normed(x, eps)
         ctx.save_for_backward(normed, weight, inverse)
         return normed * weight
 
@@ -36,6 +34,12 @@ class _RootMeanSquareNorm(torch.autograd.Function):
         along = (product @ scale).unsqueeze(-1).div_(-normed.shape[-1])  # by vecdot it would be another pass
         slope.mul_(scale)
         return slope.addcmul_(wide, along).mul_(inverse).to(normed.dtype), weight_grad, None
+
+
+def _normed(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.to(torch.float32, copy=True)
+    inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return wide.mul_(inverse).to(x.dtype), inverse
 
 
 class _GatedSiLU(torch.autograd.Function):
@@ -75,12 +79,16 @@ def _replaced(module: Any) -> bool:
 
 def _norm(module: Any, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
     eps = next((float(value) for value in (getattr(module, name, None) for name in ("variance_epsilon", "eps")) if value), 0.0)
+    if not torch.is_grad_enabled():  # the same numbers; the function alone costs as much as the norm of a few rows
+        return _normed(x, eps)[0] * module.weight
     result: Tensor = _RootMeanSquareNorm.apply(x, module.weight, eps)
     return result
 
 
 def _feed_forward(module: Any, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-    result: Tensor = module.down_proj(_GatedSiLU.apply(module.gate_proj(x), module.up_proj(x)))
+    gate, up = module.gate_proj(x), module.up_proj(x)
+    gated = _GatedSiLU.apply(gate, up) if torch.is_grad_enabled() else nn.functional.silu(gate).mul_(up)
+    result: Tensor = module.down_proj(gated)
     return result
 
 

@@ -130,3 +130,13 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.critic = critic
+
+    def begin_round(self) -> None:
+        """What the layers beneath all adapters say of this round's answers is kept from now on (`truing.models.lower_layers`)."""
+        if self.policy.lower:
+            self.policy.lower.begin()
+
+    def end_round(self) -> None:
+        """The answers have been learnt from: it is let go."""
+        if self.policy.lower:
+            self.policy.lower.end()

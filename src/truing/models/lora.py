@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from truing.models.layers import layers_of
 from truing.models.low_rank import shorten
 from truing.randomness import counted_seed
 
@@ -33,6 +34,9 @@ class LoRA:
     """The update is scaled by alpha / rank. Customary: rank to twice the rank."""
     targets: str = "all-linear"
     """Layers that get an adapter: all-linear, or a regular expression over module names."""
+    top_layers: Annotated[int, Field(gt=0)] | None = None
+    """Only so many of the uppermost layers get adapters; null is all. Nothing flows back through those beneath, and policy
+    optimisation computes them once a round for all its roles and epochs. Customary: a third to a half of the layers."""
 
 
 POLICY, CRITIC = "default", "critic"
@@ -47,17 +51,21 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLIC
     A second one stands beside the first, which stays the one in force (`adapter_on`). Raises ValueError when `targets` matches no
     layer, naming it.
     """
-    head = model.get_output_embeddings()
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
     plain = {module for layer in model.modules() if isinstance(layer, BaseTunerLayer) for module in layer.modules()}
     names = [
         place
-        for place, module in model.named_modules()
+        for place, module in modules.items()
         if (isinstance(module, nn.Linear) and module is not head and module not in plain) or isinstance(module, BaseTunerLayer)
     ]
-    if not names:  # GPT-2 writes its linear layers as Conv1D
-        names = [place for place, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+    turned = not names
+    if turned:  # GPT-2 writes its linear layers as Conv1D
+        names = [place for place, module in modules.items() if type(module).__name__ == "Conv1D"]
     if lora.targets != "all-linear":
         names = [place for place in names if re.search(lora.targets, place)]
+    if lora.top_layers is not None:
+        upper = {module for layer in _uppermost(model, lora.top_layers) for module in layer.modules()}
+        names = [place for place in names if modules[place] in upper]
     if not names:
         raise ValueError(
             f"lora.targets={lora.targets!r} matches no linear layer of {type(model).__name__}: use all-linear or a name like q_proj"
@@ -65,7 +73,7 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLIC
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(seed, "adapter" if name == POLICY else f"{name} adapter"))
         alpha = cast(int, lora.alpha)  # so annotated, but only ever divided by the rank
-        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0)
+        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, fan_in_fan_out=turned)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*already.*peft_config.*")  # the second adapter is meant to be one
             inject_adapter_in_model(config, model, adapter_name=name)
@@ -74,6 +82,13 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLIC
         parameter.requires_grad_("lora_" in place)
         if "lora_" in place:
             parameter.data = parameter.data.to(model.dtype)
+
+
+def _uppermost(model: PreTrainedModel, count: int) -> Sequence[nn.Module]:
+    layers = layers_of(model)
+    if not layers:
+        raise ValueError(f"lora.top_layers={count}: {type(model).__name__} does not list its layers; name them by lora.targets")
+    return layers[-count:]
 
 
 def adapter_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:

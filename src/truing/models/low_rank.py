@@ -21,13 +21,9 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.flatten(0, -2)
-        narrow = rows @ a.T
+        wide, narrow = _sum(rows, weight, bias, a, b, scale)
         ctx.save_for_backward(rows, weight, a, b, narrow)
         ctx.scale, ctx.shape = scale, x.shape
-        if few(rows) and bias is None:
-            wide = (weight @ rows.T).addmm_(b, narrow.T, alpha=scale).T.contiguous()
-        else:
-            wide = nn.functional.linear(rows, weight, bias).addmm_(narrow, b.T, alpha=scale)
         return wide.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -40,6 +36,13 @@ class _LowRank(torch.autograd.Function):
         a_grad = above.T @ rows if a_needed else None
         b_grad = (grad.T @ narrow).mul_(ctx.scale) if b_needed else None
         return x_grad, None, None, a_grad, b_grad, None
+
+
+def _sum(rows: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    narrow = rows @ a.T
+    if few(rows) and bias is None:
+        return (weight @ rows.T).addmm_(b, narrow.T, alpha=scale).T.contiguous(), narrow
+    return nn.functional.linear(rows, weight, bias).addmm_(narrow, b.T, alpha=scale), narrow
 
 
 def shorten(layer: Linear) -> None:
@@ -55,8 +58,10 @@ def _forward(layer: Linear, x: Float[Tensor, "*batch width"], *args: Any, **opti
     if not names:
         return cast(Tensor, base(x))
     (name, *others) = names
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    a, b = cast(Tensor, layer.lora_A[name].weight), cast(Tensor, layer.lora_B[name].weight)
     if others or args or options or layer.merged or base.weight.requires_grad or not x.dtype == base.weight.dtype == a.dtype:
         return cast(Tensor, Linear.forward(layer, x, *args, **options))
+    if not torch.is_grad_enabled():  # the same numbers; the function alone costs as much as the product of a few rows
+        return _sum(x.flatten(0, -2), base.weight, base.bias, a, b, float(layer.scaling[name]))[0].view(*x.shape[:-1], -1)
     result: Tensor = _LowRank.apply(x, base.weight, base.bias, a, b, float(layer.scaling[name]))
     return result

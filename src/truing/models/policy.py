@@ -24,6 +24,7 @@ from truing.models import attention
 from truing.models.few_rows import weights_first
 from truing.models.fused import fuse
 from truing.models.lora import AdaptersAsNow, has_lora
+from truing.models.lower_layers import LowerLayers
 from truing.models.rope import reach_of, refuse_beyond
 
 LayoutName = Literal["tree", "plain"]
@@ -57,6 +58,8 @@ class Policy(nn.Module):
         """Tokens of prompt and response that the model is used up to (`truing.models.rope`); None where nothing ends there."""
         self.recompute_above: int | None = None
         """Batches of more tokens keep only each layer's input and compute the rest again going backward; None never does."""
+        self.lower: LowerLayers | None = None
+        """The layers beneath every adapter, where what they say is kept for a round (`share_lower_layers`)."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Policy":
@@ -94,7 +97,7 @@ class Policy(nn.Module):
         self._within_reach(batch)
         body = decoder(self.model)
         if self.layout == "tree":
-            with self._recomputing(len(batch.tokens)):
+            with self._recomputing(len(batch.tokens)), self.lower.once(batch) if self.lower else nullcontext():
                 output = body(
                     input_ids=batch.tokens[None],
                     position_ids=batch.positions[None],
@@ -201,6 +204,25 @@ class Policy(nn.Module):
     def final_hidden(self, batch: TreeBatch) -> Float[Tensor, "response width"]:
         """Hidden state of each response's last token: what a reward is read from."""
         return self.hidden(batch, batch.last, torch.arange(batch.responses, device=batch.last.device))
+
+
+@torch.no_grad()
+def share_lower_layers(policy: Policy) -> None:
+    """Lets the roles on one base compute the layers beneath all adapters once a round, where the same numbers come out of it.
+
+    After the adapters have been added. What a model makes of its layers beside running them one by one shows in small trees.
+    """
+    lower = LowerLayers.of(policy.model) if policy.layout == "tree" else None
+    if lower is None:
+        return
+    batch = TreeBatch.of(_probe_trees(policy.vocabulary), policy.device)
+    alone = policy.log_probs(batch)
+    policy.lower = lower
+    lower.begin()
+    said = [policy.log_probs(batch) for _ in range(2)]
+    if not lower.kept or not all(torch.equal(alone, one) for one in said):
+        policy.lower = None
+    lower.end()
 
 
 def _as_now(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

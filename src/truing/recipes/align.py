@@ -55,7 +55,7 @@ class Config:
     """Seed of everything random."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Dtype of the weights."""
-    lora: LoRA | None = field(default_factory=lambda: LoRA(targets=r"layers\.(1[5-9]|2\d)\."))
+    lora: LoRA | None = field(default_factory=lambda: LoRA(top_layers=15))
     """Low-rank adapters for all three trainings; null trains all weights. Upper half only: nothing flows back through the lower."""
     micro_tokens: Annotated[int, Field(gt=0)] = 1024
     """Tokens computed at once; memory grows with it, results do not change."""

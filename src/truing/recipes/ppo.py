@@ -23,7 +23,7 @@ from truing.losses.clipped_value import ClippedValue
 from truing.models.heads import ActorCritic, ValueModel
 from truing.models.load import load_tokenizer, weights_hash
 from truing.models.lora import CRITIC, add_lora
-from truing.models.policy import Policy
+from truing.models.policy import Policy, share_lower_layers
 from truing.objectives import PolicyGradient
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, examples
@@ -155,7 +155,12 @@ def run(config: Config, resolved: Mapping[str, object], sinks: Sequence[Sink]) -
         run = stack.enter_context(opened_run)
         if run.finished and (folder / RESULT).is_file():
             return folder
-        lines = [*found.lines(), *_held_in_memory(config, dtype), *lines_of(reward, reference.policy), *_of_the_budget(config)]
+        lines = [
+            *found.lines(),
+            *_held_in_memory(config, dtype, policy),
+            *lines_of(reward, reference.policy),
+            *_of_the_budget(config),
+        ]
         introduce(run, lines, concerns, plain=reason)
         control = KLControl(config.kl, raise_by=config.kl_raise)
         source = OnPolicy(
@@ -247,6 +252,8 @@ def _model(config: Config, policy: Policy) -> ActorCritic:
     above = {"auto": 2 * config.micro_tokens, "always": 0, "never": None}[config.recompute]
     for role in (model.policy, *([model.critic.policy] if model.critic else [])):
         role.recompute_above = above
+    if config.lora:
+        share_lower_layers(policy)
     return model
 
 
@@ -307,14 +314,15 @@ def _of_the_budget(config: Config) -> list[str]:
     ]
 
 
-def _held_in_memory(config: Config, dtype: torch.dtype) -> list[str]:
+def _held_in_memory(config: Config, dtype: torch.dtype, policy: Policy) -> list[str]:
     """Which roles share weights, and in which dtype they are held, in words."""
     roles = {True: "policy and critic are adapters", False: "the policy is an adapter"}[config.credit.needs_critic]
     critic = ", a critic with weights of its own" if config.credit.needs_critic else ""
     masters = ", with fp32 masters of what is trained" if config.optimizer.rounding == "nearest" else ""
     held = "fp32" if dtype == torch.float32 else "bf16" + masters
+    once = f"; {len(policy.lower.layers)} layers have none and are computed once a round for all of them" if policy.lower else ""
     return [
-        f"one base in {held}: {roles} on it, the reference is the base without them"
+        f"one base in {held}: {roles} on it, the reference is the base without them{once}"
         if config.lora
         else f"held in {held}: the policy, a frozen reference{critic}"
     ]

@@ -20,6 +20,8 @@ from truing.models.attention import window_mask, window_of
 NAME = "truing_rollout"
 SCORES = 1 << 19
 """Capped scores that are made at once, where a single row does not need more: 2 MiB in fp32."""
+PARTS, WORTH_PARTING = 4, 0.1
+"""Groups of neighbouring rows that attend to no more slots than their longest has, where that saves such a share of all slots."""
 GROWTH = 32
 """Slots are added so many at a time; all of them are computed, since a product of matrices with gaps would copy them first."""
 
@@ -95,6 +97,7 @@ class Stage:
         self.last = torch.tensor([sum(counts[: i + 1]) - 1 for i in range(len(counts))], device=cache.device)
         """The packed place of each row's last token."""
         self.masks: dict[int | None, Float[Tensor, "row new slot"]] = {}
+        self.parts = parted([start + count for start, count in zip(starts, counts, strict=True)], cache.slots)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "row new slot"]:
         """Added to the scores: minus infinity for slots after a token's own, and before its window."""
@@ -120,15 +123,38 @@ class Stage:
         values[self.row, :, self.positions] = value
         rows = slice(self.first, self.first + len(self.at))
         queries = query[self.index].transpose(1, 2)  # [row, head, new, width]
-        mask = self.mask(window, query.dtype)[:, None]
-        if softcap is None:
-            output = scaled_dot_product_attention(queries, keys[rows], values[rows], attn_mask=mask, scale=scale, enable_gqa=True)
-        else:
-            some = max(1, SCORES // (queries.shape[1] * queries.shape[2] * keys.shape[2]))
-            parts = zip(queries.split(some), keys[rows].split(some), values[rows].split(some), mask.split(some), strict=True)
-            output = torch.cat([_capped(q, k, v, allowed, scale, softcap) for q, k, v, allowed in parts])
+        mask, keys, values = self.mask(window, query.dtype)[:, None], keys[rows], values[rows]
+        found = [
+            _attended(queries[part], keys[part, :, :slots], values[part, :, :slots], mask[part, ..., :slots], scale, softcap)
+            for part, slots in self.parts
+        ]
+        output = torch.cat(found) if len(found) > 1 else found[0]
         output = output.transpose(1, 2)
         return output.flatten(0, 1) if self.real is None else output[self.real]
+
+
+def parted(ends: Sequence[int], slots: int) -> list[tuple[slice, int]]:
+    """Neighbouring rows, each group with the slots that the longest of it fills; all in one where little would be saved."""
+    size = -(-len(ends) // PARTS)
+    found = [(slice(at, at + size), max(ends[at : at + size])) for at in range(0, len(ends), size)]
+    needed = sum(len(ends[part]) * most for part, most in found)
+    return found if needed <= (1 - WORTH_PARTING) * len(ends) * slots else [(slice(None), slots)]
+
+
+def _attended(
+    query: Float[Tensor, "row head new width"],
+    key: Float[Tensor, "row keyhead slot width"],
+    value: Float[Tensor, "row keyhead slot valuewidth"],
+    mask: Float[Tensor, "row one new slot"],
+    scale: float,
+    softcap: float | None,
+) -> Float[Tensor, "row head new valuewidth"]:
+    """Attention of rows that have these slots in common."""
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+    some = max(1, SCORES // (query.shape[1] * query.shape[2] * key.shape[2]))
+    parts = zip(query.split(some), key.split(some), value.split(some), mask.split(some), strict=True)
+    return torch.cat([_capped(q, k, v, allowed, scale, softcap) for q, k, v, allowed in parts])
 
 
 def _capped(

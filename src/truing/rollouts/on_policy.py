@@ -119,6 +119,7 @@ class OnPolicy:
                 seed=counted_seed(self.prompts.seed, "rollout", number),
                 version=number,
             )
+        self.model.begin_round()
         scored = score(
             self.model,
             self.reference,

@@ -151,6 +151,10 @@ def _decode(
         if REFILL * (store.rows - len(prompts)) >= store.rows:
             joining = _next(waiting, list(prompts.values()), decoding.max_tokens, batch_size)
             if joining:
+                longest_first = sorted(range(len(prompts)), key=lambda row: -store.lengths[row])
+                store.take(longest_first)
+                hidden = hidden[longest_first]
+                prompts = dict(list(prompts.items())[row] for row in longest_first)
                 store.hold(len(prompts) + len(joining))
                 states = _read(policy, list(joining.values()), store, len(prompts))
                 hidden = torch.cat([hidden, states]) if prompts else states

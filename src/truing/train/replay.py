@@ -76,8 +76,21 @@ class ReplayLearner:
         """The ranks that learn together."""
         return self.learner.world
 
+    @property
+    def model(self) -> ActorCritic:
+        """What learns."""
+        model = self.learner.model
+        assert isinstance(model, ActorCritic)
+        return model
+
     def update(self, objective: PolicyGradient, experience: Experience) -> dict[str, float]:
         """All epochs over one round, at one learning rate. Returns what sampling, scoring and learning have measured."""
+        try:
+            return self._learnt(objective, experience)
+        finally:
+            self.model.end_round()
+
+    def _learnt(self, objective: PolicyGradient, experience: Experience) -> dict[str, float]:
         learner, budget = self.learner, self.replay.kl_budget
         before = self._kept() if budget is not None else None
         rate = learner.settings.rate(learner.steps_taken, learner.total_steps)
@@ -115,9 +128,7 @@ class ReplayLearner:
         return steps, False
 
     def _batches(self, trees: Sequence[Tree]) -> list[TreeBatch]:
-        model = self.learner.model
-        assert isinstance(model, ActorCritic)
-        return [TreeBatch.of(group, model.policy.device) for group in pack(trees, self.micro_tokens)]
+        return [TreeBatch.of(group, self.model.policy.device) for group in pack(trees, self.micro_tokens)]
 
     def _held_to(self, budget: float, experience: Experience, before: Kept) -> float:
         """Takes the update back where it led beyond the budget; returns the KL that it led to, by all answers of the round.
