@@ -21,15 +21,16 @@ from zygote import Zygote
 
 METHODS = ("sft", "reward_model", "dpo")
 ADAPTERS = {"full": ("dtype=bf16",), "lora": ("dtype=fp32", "lora.rank=4", "optimizer.lr=1e-3")}
+WEIGHTS = {**ADAPTERS, "upper": (*ADAPTERS["lora"], "lora.top_layers=1")}
 VARIANTS = [
     *((method, weights) for method in METHODS for weights in ADAPTERS),
     ("kto", "full"),
     ("tr-dpo", "full"),
     ("ppo", "full"),
-    ("ppo", "lora"),
+    ("ppo", "upper"),
 ]
 ON_POLICY = ("ppo", "rloo", "grpo")
-SOAKED = [*VARIANTS, *((method, weights) for method in ON_POLICY[1:] for weights in ADAPTERS)]
+SOAKED = [*VARIANTS, *((method, weights) for method in ON_POLICY for weights in ADAPTERS if (method, weights) not in VARIANTS)]
 ROUNDS = (
     *("reward.short=length_window", "reward.short.most=5", "answers.max_tokens=8", "replay.epochs=2", "replay.kl_budget=0.02"),
     *("kl=adaptive", "optimizer.lr=1e-3"),
@@ -61,7 +62,7 @@ def undisturbed(zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_p
             argv = [
                 *("train", method, f"data.path={pairs_file}", f"model={tiny_model_folder}", "data.held_out_share=0.2"),
                 *(f"max_steps={STEPS}", "epochs=2", "batch_size=2", "micro_tokens=64", "save_every=3", "evaluate_every=4"),
-                *ADAPTERS[weights],
+                *WEIGHTS[weights],
                 *SETTINGS.get(method, ()),
             ]
             folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -166,7 +167,7 @@ def assert_goes_on_after_a_kill_in(part: str, zygote: Zygote, whole: Undisturbed
 
 @pytest.mark.parametrize("part", ["taking back", "answering held-out prompts", "saving the model"])
 def test_trap_23_killed_where_policy_optimisation_alone_has_a_part(part: str, zygote: Zygote, undisturbed, tmp_path: Path) -> None:
-    assert_goes_on_after_a_kill_in(part, zygote, undisturbed("ppo", "lora"), tmp_path / "killed", seed=part)
+    assert_goes_on_after_a_kill_in(part, zygote, undisturbed("ppo", "upper"), tmp_path / "killed", seed=part)
 
 
 @pytest.mark.soak

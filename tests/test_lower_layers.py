@@ -1,12 +1,14 @@
 """The layers beneath every adapter: computed once a round, to the same numbers, and by nobody whom they do not fit."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from rounds import Setup
+from samples import Truing
 from test_policy import FAMILIES, far_from_uniform
 from trees import gradients, random_trees, relative_gap
 from truing.data.tree import Tree, TreeBatch
@@ -205,3 +207,28 @@ def test_a_model_that_does_not_list_its_layers_is_told_to_name_them(monkeypatch:
         ValueError, match=r"lora.top_layers=1: LlamaForCausalLM does not list its layers; name them by lora.targets"
     ):
         with_adapters()
+
+
+def test_the_command_says_what_is_computed_once_and_its_reward_model_shares_it(
+    truing: Truing, tiny_model_folder: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = (f"model={tiny_model_folder}", f"data.path={pairs_file}", "dtype=fp32", "batch_size=4", "lora.rank=4")
+    upper = (*common, "lora.top_layers=1", "optimizer.lr=1e-3", "data.held_out_share=0.2")
+    judge = tmp_path / "judge"
+    assert truing("train", "reward_model", *upper, f"run={judge}")[0] == 0
+    passes: list[bool] = []
+    actual = LowerLayers._known
+
+    def known(lower: LowerLayers, batch: TreeBatch) -> torch.Tensor | None:
+        found = actual(lower, batch)
+        passes.append(found is not None)
+        return found
+
+    monkeypatch.setattr(LowerLayers, "_known", known)
+    options = ("reward.good=learned", f"reward.good.run={judge}", "max_steps=2", "answers.max_tokens=6", "replay.epochs=2")
+    code, said, told = truing("train", "ppo", *upper, *options, f"run={tmp_path / 'ppo'}")
+    assert code == 0, told
+    assert "the layers beneath them (1 of 2) are computed once a round" in said + told
+    ones = [f"{flag:d}" for flag in passes]
+    # Behind the two passes of the trial two rounds: the policy, then reference, critic, reward model, and two epochs of both.
+    assert "".join(ones) == "01" + 2 * ("0" + 7 * "1")

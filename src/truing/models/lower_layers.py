@@ -38,7 +38,7 @@ class LowerLayers:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "LowerLayers | None":
-        """The layers of a model beneath the first that is trained; None where there are none, or more than layers is trained."""
+        """The layers of a model beneath the first that is trained; None where there are none, or not layers alone are trained."""
         layers = layers_of(model)
         first = next((number for number, layer in enumerate(layers) if _trained(layer)), 0)
         above = {name for layer in layers[first:] for name in _trained(layer)}

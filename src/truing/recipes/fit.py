@@ -309,6 +309,7 @@ def save_policy(
         return
     whole = policy.model
     if has_lora(whole):
+        give_back(all_of_it=True)  # the whole model in fp32 comes on top of what is held
         begun = load_causal(start, dtype=torch.float32)
         whole = merge(policy.model, begun) if merged else begun
     save_model(whole, chat.tokenizer, folder / MODEL, extra=extra)

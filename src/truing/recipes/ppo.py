@@ -21,6 +21,7 @@ from truing.losses import POLICY_LOSSES, PolicyLoss
 from truing.losses.clipped_surrogate import ClippedSurrogate
 from truing.losses.clipped_value import ClippedValue
 from truing.models.heads import ActorCritic, ValueModel
+from truing.models.layers import layers_of
 from truing.models.load import load_tokenizer, weights_hash
 from truing.models.lora import CRITIC, add_lora
 from truing.models.policy import Policy, share_lower_layers
@@ -320,7 +321,8 @@ def _held_in_memory(config: Config, dtype: torch.dtype, policy: Policy) -> list[
     critic = ", a critic with weights of its own" if config.credit.needs_critic else ""
     masters = ", with fp32 masters of what is trained" if config.optimizer.rounding == "nearest" else ""
     held = "fp32" if dtype == torch.float32 else "bf16" + masters
-    once = f"; {len(policy.lower.layers)} layers have none and are computed once a round for all of them" if policy.lower else ""
+    beneath = len(policy.lower.layers) if policy.lower else 0
+    once = f"; the layers beneath them ({beneath} of {len(layers_of(policy.model))}) are computed once a round" if beneath else ""
     return [
         f"one base in {held}: {roles} on it, the reference is the base without them{once}"
         if config.lora

@@ -23,7 +23,7 @@ SCORES = 1 << 19
 PARTS, WORTH_PARTING = 4, 0.1
 """Groups of neighbouring rows that attend to no more slots than their longest has, where that saves such a share of all slots."""
 GROWTH = 32
-"""Slots are added so many at a time; all of them are computed, since a product of matrices with gaps would copy them first."""
+"""Slots are added so many at a time."""
 
 
 class Cache:
