@@ -127,6 +127,42 @@ def test_trap_24_equal_weights_and_tokens_hit_the_store(tmp_path: Path) -> None:
     assert (passes, again) == (0, first), "the base of an adapter is the same reference"
 
 
+def test_another_run_takes_over_a_whole_pass_of_the_same_groups(tmp_path: Path) -> None:
+    trees, lent, groups = random_trees(4), tmp_path / "lent", [np.array([0, 2]), np.array([1, 3])]
+
+    def run(name: str, groups: Sequence[np.ndarray], policy: Policy | None = None) -> tuple[int, list[float]]:
+        policy = policy or tiny_policy()
+        counted = Counted(policy)
+        found = with_reference(policy, trees, groups, store=tmp_path / name, shared=lent)
+        return counted.passes, flat(found)
+
+    passes, first = run("first", groups)
+    assert passes == 2
+    assert run("second", groups) == (0, first)
+    assert files(tmp_path / "first") == files(tmp_path / "second")
+    assert run("other groups", [np.arange(4)])[0] == 1, "in other groups it is rounded otherwise"
+    assert run("other weights", groups, tiny_policy(seed=5))[0] == 2
+    assert len(list(lent.iterdir())) == 3
+    for values in lent.glob("*/values.f32"):
+        values.write_bytes(values.read_bytes()[:-4] + b"wxyz")
+    assert run("third", groups) == (2, first), "what is damaged is made anew"
+    assert run("fourth", groups) == (0, first)
+
+
+def test_a_pass_that_another_run_has_brought_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees, lent = random_trees(2), tmp_path / "lent"
+    actual = reference.adopt_folder
+
+    def twice(scratch: Path, final: Path) -> None:
+        actual(scratch, final)
+        actual(scratch, final)
+
+    monkeypatch.setattr(reference, "adopt_folder", twice)
+    found = with_reference(tiny_policy(), trees, [np.arange(2)], store=tmp_path / "run", shared=lent)
+    assert flat(found) == flat(with_reference(tiny_policy(), trees, [np.arange(2)]))
+    assert len(list(lent.iterdir())) == 1
+
+
 def changed(tree: Tree, **fields: object) -> Tree:
     return replace(tree, **fields)
 

@@ -93,7 +93,7 @@ def _verdict(gain: Mapping[str, float]) -> str:
         return f"The model finds the good answer likelier more often than before: {points}"
     if gain["high"] < 0:
         return f"The model finds the good answer likelier less often than before: {points}"
-    return f"it cannot be told whether the model finds the good answer likelier than before: {points}"
+    return f"It cannot be told whether the model finds the good answer likelier than before: {points}"
 
 
 def _rate(estimate: Mapping[str, float]) -> str:

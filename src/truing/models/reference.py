@@ -7,6 +7,8 @@ that was interrupted goes on where it stopped.
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,12 @@ from truing.models.lora import adapter_off, without_adapters
 from truing.models.policy import Policy
 from truing.parallel.world import World
 from truing.runs.canonical import to_json
-from truing.runs.durable import make_folder, remove, write_file
+from truing.runs.durable import STAGING, adopt_folder, make_folder, remove, storage_errors, verify_folder, write_file
 from truing.runs.flat import FlatFile
 
 Places = Sequence[Int[np.ndarray, " _"]]
 
-VALUES, DONE = "values.f32", "done.json"
+VALUES, DONE, KIND = "values.f32", "done.json", np.dtype("<f4")
 KEPT_EVERY = 1 << 16
 """Tokens after which what was computed is written and a stop is honoured."""
 
@@ -67,6 +69,7 @@ def with_reference(
     groups: Iterable[Int[np.ndarray, " _"]],
     *,
     store: Path | None = None,
+    shared: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     world: World | None = None,
     stop: Callable[[], None] | None = None,
@@ -75,14 +78,19 @@ def with_reference(
 
     `groups` says which trees (by their places) share a forward pass. Given the micro-batches of the first epoch, policy and
     reference are rounded alike, so that the first loss of DPO is ln 2 to the last bit in bf16 too. `store` is a folder that keeps
-    results between runs. `stop` is called, on all ranks alike, whenever results are on disk: it may raise.
+    results between starts of a run, `shared` one that keeps those of whole passes for other runs of the same trees and groups.
+    `stop` is called, on all ranks alike, whenever results are on disk: it may raise.
     """
     world = world or World()
     places = list(groups)
     counts = _scored(trees)
     at = np.concatenate([[0], np.cumsum(counts)])
-    folder = store / _key(policy, trees, places) if store else None
+    key = _key(policy, trees, places)
+    folder = store / key if store else None
     batches = hashlib.sha256(b"".join(np.append(group, -1).astype("<i8").tobytes() for group in places)).hexdigest()
+    lent = shared / f"{key[:32]}-{batches[:32]}" if shared else None
+    if lent and folder and world.rank == 0:
+        _borrow(lent, folder)
     values, done = _opened(folder, int(at[-1]), batches, len(places), world)
     first = done
     for end in _ends(sizes_of(trees), places, done):
@@ -103,6 +111,8 @@ def with_reference(
             write_file(folder / DONE, to_json({"batches": batches, "done": done, "of": len(places)}))
         if stop and done < len(places):
             stop()
+    if lent and folder and world.rank == 0:
+        _lend(folder, lent)
     world.wait()  # until it is written: what follows reads it
     return Referenced(trees=trees, values=values, at=at)
 
@@ -124,25 +134,53 @@ def _computed(policy: Policy, share: Sequence[Sequence[Tree]], tick: Callable[[i
     return found
 
 
+def _borrow(lent: Path, folder: Path) -> None:
+    """The results of another run's whole pass, where they are there and this run has none yet."""
+    if (folder / DONE).is_file() or not verify_folder(lent):
+        return
+    make_folder(folder)
+    with storage_errors(folder):
+        shutil.copyfile(lent / VALUES, folder / VALUES)
+    FlatFile.open(folder / VALUES, KIND, write=True).sync()
+    write_file(folder / DONE, (lent / DONE).read_bytes())
+
+
+def _lend(folder: Path, lent: Path) -> None:
+    """A copy of whole results for other runs; several may do this at once, since what they bring is the same."""
+    if verify_folder(lent):
+        return
+    make_folder(lent.parent)
+    with storage_errors(lent):
+        scratch = Path(tempfile.mkdtemp(prefix=f"{STAGING}{lent.name}-", dir=lent.parent))
+        try:
+            for name in (VALUES, DONE):
+                shutil.copyfile(folder / name, scratch / name)
+            adopt_folder(scratch, lent)
+        except (ValueError, OSError):
+            if not verify_folder(lent):  # else another run was quicker
+                raise
+        finally:
+            remove(scratch)
+
+
 def _opened(folder: Path | None, count: int, batches: str, of: int, world: World) -> tuple[FlatFile, int]:
     """The file of values and how many groups are in it; rank 0 makes it anew where it was begun in other batches."""
-    kind = np.dtype("<f4")
     if folder is None:
-        return FlatFile.filled(None, kind, count, np.nan), 0
+        return FlatFile.filled(None, KIND, count, np.nan), 0
     if world.rank == 0:
         found = json.loads((folder / DONE).read_bytes()) if (folder / DONE).is_file() else {}
         whole = bool(found) and found["done"] == found["of"]
         if not whole and found.get("batches") != batches:
             make_folder(folder)
             remove(folder / DONE)
-            FlatFile.filled(folder / VALUES, kind, count, np.nan).sync()
+            FlatFile.filled(folder / VALUES, KIND, count, np.nan).sync()
             found = {"batches": batches, "done": 0, "of": of}
             write_file(folder / DONE, to_json(found))
         done = of if whole else found["done"]
     else:
         done = 0
     done = world.largest(done)
-    values = FlatFile.open(folder / VALUES, kind, write=world.rank == 0)
+    values = FlatFile.open(folder / VALUES, KIND, write=world.rank == 0)
     assert len(values) == count, f"{folder}: has {len(values)} values, {count} were written"
     return values, done
 

@@ -43,6 +43,7 @@ from truing.train.loop import Source, train
 from truing.train.moving_reference import AgainstMovingReference, MovingReference, TrustRegion
 
 MODEL, RESULT = "model", "result.json"
+REFERENCE = "reference"
 BEFORE, AFTER = "held_out_before.json", "held_out_after.json"
 
 
@@ -171,8 +172,9 @@ def _with_reference(
     """The objective and the held-out trees that know log pi_ref; those of the source know it from now on."""
 
     def referenced(trees: Sequence[Tree], groups: Iterable[np.ndarray], what: str) -> Sequence[Tree]:
-        store, stop = run.folder / "reference", run.stop_if_asked
-        return with_reference(policy, trees, groups, store=store, progress=bar(what), world=world, stop=stop)
+        store, cache, stop = run.folder / REFERENCE, shared.data.cache, run.stop_if_asked
+        lent = cache / REFERENCE if cache else None
+        return with_reference(policy, trees, groups, store=store, shared=lent, progress=bar(what), world=world, stop=stop)
 
     evaluated = held_out if shared.evaluate_every else ()
     if isinstance(objective, UnpairedFeedback):

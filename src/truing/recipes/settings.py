@@ -42,7 +42,8 @@ class Data:
     template: Literal["auto", "chat", "plain", "continue"] = "auto"
     """How conversations become text: the tokenizer's chat template, blank lines, or nothing between prompt and response."""
     cache: Path | None = None
-    """A folder where tokenised data is kept for further runs and for continuing this one; null makes it anew at each start."""
+    """A folder where tokenised data is kept for further runs and for continuing this one, and the reference's log-probabilities for
+    further runs of the same data, model and seed, as those of a sweep; null makes them anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
