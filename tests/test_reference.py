@@ -21,7 +21,8 @@ from truing.models.lora import adapter_off
 from truing.models.policy import Policy
 from truing.models.reference import with_reference
 from truing.objectives import PairedPreference
-from truing.runs.durable import adopt_folder, inspect_folder
+from truing.runs.durable import STAGING, adopt_folder, inspect_folder
+from truing.runs.lock import RunLock
 from truing.train.learner import Learner
 from truing.train.optim import Optimizer
 
@@ -142,25 +143,27 @@ def test_another_run_takes_over_a_whole_pass_of_the_same_groups(tmp_path: Path) 
     assert files(tmp_path / "first") == files(tmp_path / "second")
     assert run("other groups", [np.arange(4)])[0] == 1, "in other groups it is rounded otherwise"
     assert run("other weights", groups, tiny_policy(seed=5))[0] == 2
-    assert len(list(lent.iterdir())) == 3
+    assert len(list(lent.glob("*/values.f32"))) == 3
     for values in lent.glob("*/values.f32"):
         values.write_bytes(values.read_bytes()[:-4] + b"wxyz")
     assert run("third", groups) == (2, first), "what is damaged is made anew"
     assert run("fourth", groups) == (0, first)
 
 
-def test_a_pass_that_another_run_has_brought_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_is_lent_once_no_other_run_is_lending_and_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
     trees, lent = random_trees(2), tmp_path / "lent"
-    actual = reference.adopt_folder
 
-    def twice(scratch: Path, final: Path) -> None:
-        actual(scratch, final)
-        actual(scratch, final)
+    def run() -> list[float]:
+        return flat(with_reference(tiny_policy(), trees, [np.arange(2)], store=tmp_path / "run", shared=lent))
 
-    monkeypatch.setattr(reference, "adopt_folder", twice)
-    found = with_reference(tiny_policy(), trees, [np.arange(2)], store=tmp_path / "run", shared=lent)
-    assert flat(found) == flat(with_reference(tiny_policy(), trees, [np.arange(2)]))
-    assert len(list(lent.iterdir())) == 1
+    (lent / f"{STAGING}making").mkdir(parents=True)
+    lock = RunLock.acquire(lent)
+    first = run()
+    assert {path.name for path in lent.iterdir()} == {f"{STAGING}making", "lock"}
+    lock.release()
+    assert run() == first
+    (brought,) = (path for path in lent.iterdir() if path.name != "lock")
+    assert inspect_folder(brought)
 
 
 def changed(tree: Tree, **fields: object) -> Tree:

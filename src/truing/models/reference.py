@@ -8,7 +8,6 @@ that was interrupted goes on where it stopped.
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from truing.parallel.world import World
 from truing.runs.canonical import to_json
 from truing.runs.durable import STAGING, adopt_folder, make_folder, remove, storage_errors, verify_folder, write_file
 from truing.runs.flat import FlatFile
+from truing.runs.lock import RunBusyError, RunLock
 
 Places = Sequence[Int[np.ndarray, " _"]]
 
@@ -146,21 +146,25 @@ def _borrow(lent: Path, folder: Path) -> None:
 
 
 def _lend(folder: Path, lent: Path) -> None:
-    """A copy of whole results for other runs; several may do this at once, since what they bring is the same."""
+    """A copy of whole results for other runs; where one of those is just bringing its own, nothing."""
     if verify_folder(lent):
         return
     make_folder(lent.parent)
-    with storage_errors(lent):
-        scratch = Path(tempfile.mkdtemp(prefix=f"{STAGING}{lent.name}-", dir=lent.parent))
-        try:
+    try:
+        lock = RunLock.acquire(lent.parent)
+    except RunBusyError:
+        return
+    try:
+        with storage_errors(lent):
+            for left_over in lent.parent.glob(f"{STAGING}*"):
+                remove(left_over)
+            scratch = lent.parent / f"{STAGING}making"
+            scratch.mkdir()
             for name in (VALUES, DONE):
                 shutil.copyfile(folder / name, scratch / name)
-            adopt_folder(scratch, lent)
-        except (ValueError, OSError):
-            if not verify_folder(lent):  # else another run was quicker
-                raise
-        finally:
-            remove(scratch)
+        adopt_folder(scratch, lent)
+    finally:
+        lock.release()
 
 
 def _opened(folder: Path | None, count: int, batches: str, of: int, world: World) -> tuple[FlatFile, int]:
