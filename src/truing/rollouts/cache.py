@@ -21,9 +21,9 @@ NAME = "truing_rollout"
 SCORES = 1 << 19
 """Capped scores that are made at once, where a single row does not need more: 2 MiB in fp32."""
 PARTS, WORTH_PARTING = 4, 0.1
-"""Groups of neighbouring rows that attend to no more slots than their longest has, where that saves such a share of all slots."""
-GROWTH = 32
-"""Slots are added so many at a time."""
+"""Groups of neighbouring rows that attend to no more slots than their longest has, where that saves such a share of their slots."""
+GROWTH, SHARE = 32, 8
+"""Slots are added so many at a time, or an eighth of those that are there: each time all keys and values are copied."""
 
 
 class Cache:
@@ -68,7 +68,7 @@ class Cache:
         """Room for so many tokens more in the rows from `first` on; hand the stage down with the tokens, row after row."""
         more = max(self.lengths[row] + count for row, count in enumerate(counts, first)) - self.slots
         if more > 0:
-            more = -(-more // GROWTH) * GROWTH
+            more = -(-max(more, self.slots // SHARE) // GROWTH) * GROWTH
             for module, (keys, values) in self.layers.items():
                 self.layers[module] = pad(keys, (0, 0, 0, more)), pad(values, (0, 0, 0, more))
             self.slots += more
@@ -97,7 +97,7 @@ class Stage:
         self.last = torch.tensor([sum(counts[: i + 1]) - 1 for i in range(len(counts))], device=cache.device)
         """The packed place of each row's last token."""
         self.masks: dict[int | None, Float[Tensor, "row new slot"]] = {}
-        self.parts = parted([start + count for start, count in zip(starts, counts, strict=True)], cache.slots)
+        self.parts = parted([start + count for start, count in zip(starts, counts, strict=True)])
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "row new slot"]:
         """Added to the scores: minus infinity for slots after a token's own, and before its window."""
@@ -133,12 +133,12 @@ class Stage:
         return output.flatten(0, 1) if self.real is None else output[self.real]
 
 
-def parted(ends: Sequence[int], slots: int) -> list[tuple[slice, int]]:
+def parted(ends: Sequence[int]) -> list[tuple[slice, int]]:
     """Neighbouring rows, each group with the slots that the longest of it fills; all in one where little would be saved."""
     size = -(-len(ends) // PARTS)
     found = [(slice(at, at + size), max(ends[at : at + size])) for at in range(0, len(ends), size)]
     needed = sum(len(ends[part]) * most for part, most in found)
-    return found if needed <= (1 - WORTH_PARTING) * len(ends) * slots else [(slice(None), slots)]
+    return found if needed <= (1 - WORTH_PARTING) * len(ends) * max(ends) else [(slice(None), max(ends))]
 
 
 def _attended(
