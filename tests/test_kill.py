@@ -21,7 +21,7 @@ from zygote import Zygote
 
 METHODS = ("sft", "reward_model", "dpo")
 ADAPTERS = {"full": ("dtype=bf16",), "lora": ("dtype=fp32", "lora.rank=4", "optimizer.lr=1e-3")}
-WEIGHTS = {**ADAPTERS, "upper": (*ADAPTERS["lora"], "lora.top_layers=1")}
+WEIGHTS = {**ADAPTERS, "upper": ("dtype=fp32", "lora.rank=4", "lora.top_layers=1", "optimizer.lr=3e-3")}
 VARIANTS = [
     *((method, weights) for method in METHODS for weights in ADAPTERS),
     ("kto", "full"),
@@ -62,8 +62,8 @@ def undisturbed(zygote: Zygote, pairs_file: Path, tiny_model_folder: Path, tmp_p
             argv = [
                 *("train", method, f"data.path={pairs_file}", f"model={tiny_model_folder}", "data.held_out_share=0.2"),
                 *(f"max_steps={STEPS}", "epochs=2", "batch_size=2", "micro_tokens=64", "save_every=3", "evaluate_every=4"),
-                *WEIGHTS[weights],
                 *SETTINGS.get(method, ()),
+                *WEIGHTS[weights],
             ]
             folder = tmp_path_factory.mktemp("undisturbed") / "run"
             log = folder.parent / "log"
