@@ -1,7 +1,7 @@
 """A laboratory of over-optimisation: a known function is the gold reward, a reward model learned from its noisy pairs the proxy.
 
     python -m benchmarks.laboratory [--model ../shared/models/stories260k] [--seeds 0 1 2] [--out runs/laboratory]
-        [--methods ppo rloo grpo] [--settings NAME ...] [--rounds N]
+        [--methods ppo rloo grpo] [--settings NAME ...]
     python -m benchmarks.laboratory --show     # the table of what was measured
 
 Every training is a `truing train` command in this process (sft, reward_model, ppo, rloo, grpo); where MODEL is absent, a tiny model
@@ -14,7 +14,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,6 @@ POLICY = (
     "optimizer.schedule=constant",
 )
 RATES = {"ppo": "optimizer.lr=3e-4", "rloo": "optimizer.lr=1e-3", "grpo": "optimizer.lr=1e-3"}
-ROUNDS = {"ppo": 40, "rloo": 17, "grpo": 17}
-"""PPO has a lower rate, and so needs more of them to come as far from the start."""
 FREE, ENSEMBLE = "no KL", "ensemble minimum, no KL"
 SETTINGS = {
     FREE: ("kl.name=fixed", "kl.coefficient=0"),
@@ -73,8 +71,7 @@ class Laboratory:
     out: Path
     model: Path
     seeds: tuple[int, ...]
-    rounds: Mapping[str, int]
-    """Of each method."""
+    rounds: int
     methods: tuple[str, ...]
     settings: tuple[str, ...] = tuple(SETTINGS)
     """With the free one, against which the others are held."""
@@ -140,8 +137,8 @@ class Laboratory:
             *POLICY,
             RATES[method],
             f"answers.max_tokens={LONGEST}",
-            f"epochs={-(-self.rounds[method] * 16 // 64)}",
-            f"max_steps={self.rounds[method]}",
+            f"epochs={-(-self.rounds * 16 // 64)}",
+            f"max_steps={self.rounds}",
             f"data.path={self.out}/prompts-{seed}.jsonl",
             f"model={start}",
             f"seed={seed}",
@@ -237,17 +234,16 @@ def _with_earlier(found: dict[str, Any], path: Path) -> dict[str, Any]:
     """With the runs of other methods and settings that the file holds already."""
     if not path.is_file():
         return found
-    earlier = json.loads(path.read_bytes())
-    rows = [*earlier["policies"]["runs"], *found["policies"]["runs"]]
+    rows = [*json.loads(path.read_bytes())["policies"]["runs"], *found["policies"]["runs"]]
     kept = {(row["method"], row["setting"], row["seed"]): row for row in rows}
-    return {**found, "rounds": {**earlier["rounds"], **found["rounds"]}, "policies": {"runs": list(kept.values())}}
+    return {**found, "policies": {"runs": list(kept.values())}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("../shared/models/stories260k"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, help="of every method; else each has its own")
+    parser.add_argument("--rounds", type=int, default=17)
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--out", type=Path, default=Path("runs/laboratory"))
@@ -263,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out=args.out,
         model=args.model,
         seeds=tuple(args.seeds),
-        rounds={method: args.rounds or ROUNDS[method] for method in args.methods},
+        rounds=args.rounds,
         methods=tuple(args.methods),
         settings=tuple(setting for setting in SETTINGS if setting == FREE or setting in args.settings),
     )
@@ -273,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "base": "stories260k" if (args.model / "stories260K.bin").is_file() else "trained by the laboratory",
         "machine": about,
         "seeds": args.seeds,
-        "rounds": dict(lab.rounds),
+        "rounds": args.rounds,
         "cpu_seconds_of_this_command": round(time.process_time() - began, 1),
         **{name: value for name, (value, _) in parts.items()},
     }

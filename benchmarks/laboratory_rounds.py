@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     began, about = time.process_time(), machine("cpu")
-    lab = Laboratory(out=args.out, model=args.model, seeds=tuple(args.seeds), rounds={}, methods=(), settings=())
+    lab = Laboratory(out=args.out, model=args.model, seeds=tuple(args.seeds), rounds=0, methods=(), settings=())
     found = compared(lab, lab.start())
     result = {
         "machine": about,

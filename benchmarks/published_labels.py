@@ -62,7 +62,8 @@ def items(path: Path) -> list[Item]:
 
 def said(item: Item, column: str) -> str:
     """An answer, which may be empty."""
-    return "" if item.cells.get(column) == "" else item.text(column)
+    found = item.cells.get(column)
+    return found if isinstance(found, str) else item.text(column)
 
 
 def gsm8k(path: Path) -> Estimate:
@@ -74,7 +75,7 @@ def gsm8k(path: Path) -> Estimate:
             one = Item(cells=item.mapping(name), place=f"{item.place}, {name}")
             if not isinstance(right := one.cells.get("is_correct"), bool):
                 raise DataError(f'{one.place}: "is_correct" is {right!r}, and true or false is needed')
-            same += (extract(one.text("solution"), "flexible") == truth) == right
+            same += (extract(said(one, "solution"), "flexible") == truth) == right
             n += 1
     if not n:
         raise DataError(f"{path}: no row has a solution")

@@ -169,6 +169,37 @@ def test_a_model_of_which_other_numbers_come_out_computes_all_each_time(monkeypa
     assert policy.lower is None
 
 
+class Reading(Telling):
+    """A layer that reads what the one beneath it has left, as layers do that share keys and values."""
+
+    def forward(self, states: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        said: torch.Tensor = self.layer(states, *args, **options)
+        return said + 0 * {"left": 1}[self.beneath.left.pop()]
+
+
+def test_a_model_whose_upper_layers_need_what_lower_ones_leave_computes_all_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = with_adapters()
+    layers = policy.model.base_model.layers
+    left: list[str] = []
+    lowest, reading = layers[0], Reading(layers[1])
+    reading.beneath = type("Left", (), {"left": left})
+    actual = lowest.forward
+    lowest.forward = lambda *args, **options: (left.append("left"), actual(*args, **options))[1]
+    layers[1] = reading
+    monkeypatch.setattr("truing.models.lower_layers.layers_of", lambda _: list(layers))
+    share_lower_layers(policy)
+    assert policy.lower is None
+    assert not left
+
+
+def test_the_layers_of_a_tower_of_images_are_not_the_text_models() -> None:
+    policy = with_adapters()
+    text = list(layers_of(policy.model))
+    tower = nn.ModuleList([*text, *text, *text])
+    policy.model.base_model._modules = {"tower": tower, **policy.model.base_model._modules}
+    assert list(layers_of(policy.model)) == text
+
+
 @pytest.mark.parametrize(
     ("credit", "samples"), [(GAE(), 1), (GAE(), 3), (LeaveOneOut(), 3)], ids=["gae-1", "gae-3", "leave_one_out-3"]
 )
@@ -199,6 +230,11 @@ def test_rounds_come_to_the_same_weights_with_the_lower_layers_once_as_with_all_
 def test_only_the_uppermost_layers_get_adapters(count: int, layers: set[int]) -> None:
     policy = with_adapters(lora=LoRA(rank=2, top_layers=count))
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in adapter_tensors(policy.model, "default")} == layers
+
+
+def test_adapters_that_would_be_nowhere_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"lora.top_layers=1 and lora.targets='layers.0' have no layer in common"):
+        with_adapters(lora=LoRA(rank=2, top_layers=1, targets="layers.0"))
 
 
 def test_a_model_that_does_not_list_its_layers_is_told_to_name_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,15 @@ def test_another_run_takes_over_a_whole_pass_of_the_same_groups(tmp_path: Path) 
     assert run("fourth", groups) == (0, first)
 
 
+def test_a_pass_in_other_groups_is_not_lent_as_one_in_these(tmp_path: Path) -> None:
+    """A run that was finished on one rank and goes on on two: its results stay, and are not what a fresh run on two would find."""
+    trees, store, lent = random_trees(4), tmp_path / "run", tmp_path / "lent"
+    first = flat(with_reference(tiny_policy(), trees, [np.arange(4)], store=store))
+    groups = [np.array([0, 1]), np.array([2, 3])]
+    assert flat(with_reference(tiny_policy(), trees, groups, store=store, shared=lent)) == first
+    assert not list(lent.glob("*/values.f32"))
+
+
 def test_a_pass_is_lent_once_no_other_run_is_lending_and_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
     trees, lent = random_trees(2), tmp_path / "lent"
 

@@ -65,7 +65,12 @@ def add_lora(model: PreTrainedModel, lora: LoRA, *, seed: int, name: str = POLIC
         names = [place for place in names if re.search(lora.targets, place)]
     if lora.top_layers is not None:
         upper = {module for layer in _uppermost(model, lora.top_layers) for module in layer.modules()}
-        names = [place for place in names if modules[place] in upper]
+        found, names = names, [place for place in names if modules[place] in upper]
+        if found and not names:
+            raise ValueError(
+                f"lora.top_layers={lora.top_layers} and lora.targets={lora.targets!r} have no layer in common: raise the one, or"
+                " take other targets"
+            )
     if not names:
         raise ValueError(
             f"lora.targets={lora.targets!r} matches no linear layer of {type(model).__name__}: use all-linear or a name like q_proj"

@@ -94,8 +94,8 @@ class LowerLayers:
         return torch.cat([root, *(self.kept[run][batch.root if len(run) == 1 else 0 :] for run in runs)])
 
     def _keep(self, batch: TreeBatch, heard: Sequence[Any]) -> None:
-        if [type(said) for said in heard] != [Tensor]:  # a layer that says more than its states
-            return
+        if [type(said) for said in heard] != [Tensor] or heard[0].shape[:2] != (1, len(batch.tokens)):
+            return  # a layer that says more than its tokens' states
         states = heard[0].detach()[0]
         for (start, end), run in _runs(batch):
             own = torch.cat([states[: batch.root if len(run) == 1 else 0], states[start:end]])

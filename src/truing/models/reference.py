@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+import truing
 from truing.data.lazy_trees import LazyTrees, keys_of, sizes_of
 from truing.data.packing import Groups
 from truing.data.store import StoredTrees
@@ -88,7 +89,7 @@ def with_reference(
     key = _key(policy, trees, places)
     folder = store / key if store else None
     batches = hashlib.sha256(b"".join(np.append(group, -1).astype("<i8").tobytes() for group in places)).hexdigest()
-    lent = shared / f"{key[:32]}-{batches[:32]}" if shared else None
+    lent = shared / _shared_name(key, batches, policy) if shared else None
     if lent and folder and world.rank == 0:
         _borrow(lent, folder)
     values, done = _opened(folder, int(at[-1]), batches, len(places), world)
@@ -112,7 +113,7 @@ def with_reference(
         if stop and done < len(places):
             stop()
     if lent and folder and world.rank == 0:
-        _lend(folder, lent)
+        _lend(folder, lent, batches)
     world.wait()  # until it is written: what follows reads it
     return Referenced(trees=trees, values=values, at=at)
 
@@ -145,9 +146,18 @@ def _borrow(lent: Path, folder: Path) -> None:
     write_file(folder / DONE, (lent / DONE).read_bytes())
 
 
-def _lend(folder: Path, lent: Path) -> None:
-    """A copy of whole results for other runs; where one of those is just bringing its own, nothing."""
-    if verify_folder(lent):
+def _shared_name(key: str, batches: str, policy: Policy) -> str:
+    """What other runs find a pass by: they may be of another version or on another device, where it is rounded otherwise."""
+    made = [key, batches, truing.__version__, torch.__version__, policy.device.type]
+    return hashlib.sha256(repr(made).encode()).hexdigest()
+
+
+def _lend(folder: Path, lent: Path, batches: str) -> None:
+    """A copy of whole results for other runs; where one of those is just bringing its own, nothing.
+
+    Nor of results that were made in other groups, as by another number of ranks.
+    """
+    if verify_folder(lent) or json.loads((folder / DONE).read_bytes())["batches"] != batches:
         return
     make_folder(lent.parent)
     try:
@@ -155,6 +165,8 @@ def _lend(folder: Path, lent: Path) -> None:
     except RunBusyError:
         return
     try:
+        if verify_folder(lent):  # brought while the lock was waited for
+            return
         with storage_errors(lent):
             for left_over in lent.parent.glob(f"{STAGING}*"):
                 remove(left_over)

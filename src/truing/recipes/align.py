@@ -56,7 +56,7 @@ class Config:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Dtype of the weights."""
     lora: LoRA | None = field(default_factory=lambda: LoRA(top_layers=15))
-    """Low-rank adapters for all three trainings; null trains all weights. Upper half only: nothing flows back through the lower."""
+    """Low-rank adapters for all three trainings; null trains all weights. Only half of the default model's layers."""
     micro_tokens: Annotated[int, Field(gt=0)] = 1024
     """Tokens computed at once; memory grows with it, results do not change."""
     loss: Annotated[PairLoss, OneOf(PAIR_LOSSES)] = field(default_factory=DPO)

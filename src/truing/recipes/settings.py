@@ -43,7 +43,7 @@ class Data:
     """How conversations become text: the tokenizer's chat template, blank lines, or nothing between prompt and response."""
     cache: Path | None = None
     """A folder where tokenised data is kept for further runs and for continuing this one, and the reference's log-probabilities for
-    further runs of the same data, model and seed, as those of a sweep; null makes them anew."""
+    further runs whose micro-batches are the same, as those of a sweep over a loss; null makes them anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
