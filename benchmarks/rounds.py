@@ -63,12 +63,16 @@ class Round:
     notes: tuple[str, ...] = ()
     """Where the sides do not do the same, and whom that helps."""
 
-    top_layers: int | None = None
-    """Layers, from the uppermost down, that have adapters and are trained; None is all of them."""
-
     @property
     def lora(self) -> bool:
         return any(setting.startswith("lora.") for setting in self.settings)
+
+    @property
+    def top_layers(self) -> int | None:
+        """Layers, from the uppermost down, that have adapters and are trained; None is all of them."""
+        return next(
+            (int(value) for key, _, value in (one.partition("=") for one in self.settings) if key == "lora.top_layers"), None
+        )
 
 
 MASTERS = "with bf16 weights Truing keeps fp32 masters and fp32 moments, TRL plain bf16 AdamW: that costs Truing time and memory"
@@ -90,7 +94,7 @@ def _ppo(**changes: object) -> Round:
     return Round(**(same | changes))  # type: ignore[arg-type]
 
 
-HYDRA: dict[str, Any] = {"settings": ("lora.rank=16", "lora.top_layers=10"), "top_layers": 10}
+HYDRA = ("lora.rank=16", "lora.top_layers=10")
 """A third of SmolLM2's layers; those beneath are the trunk that all four roles share."""
 UPPER = "Truing's roles are adapters in the uppermost 10 of 30 layers, TRL trains all weights of policy and critic"
 BESIDE_SFT = "the peer is Truing's LoRA SFT, one of the four roles: as many prompts, answers as long, as many tokens at once"
@@ -98,12 +102,12 @@ ROUNDS: dict[str, Round] = {
     "ppo-full-fp32": _ppo(dtype="fp32", target="1.4x, 0.65 of the floor, at most 0.7x the memory"),
     "ppo-full-bf16": _ppo(target="1.4x, 0.65 of the floor, at most 0.7x the memory", notes=(CUT, MASTERS)),
     "ppo-lora-hydra": _ppo(
-        **HYDRA, peer_dtype="fp32", target="6x TRL's full run in fp32, at most 0.25x the memory", notes=(CUT, UPPER)
+        settings=HYDRA, peer_dtype="fp32", target="6x TRL's full run in fp32, at most 0.25x the memory", notes=(CUT, UPPER)
     ),
-    "ppo-lora-hydra-bf16": _ppo(**HYDRA, target="3x TRL's full run in bf16, at most 0.25x the memory", notes=(CUT, UPPER)),
+    "ppo-lora-hydra-bf16": _ppo(settings=HYDRA, target="3x TRL's full run in bf16, at most 0.25x the memory", notes=(CUT, UPPER)),
     "ppo-lora-hydra-all-layers": _ppo(settings=("lora.rank=16",), target="none: the same with adapters in all layers, in bf16"),
     "ppo-lora-hydra-beside-sft": _ppo(
-        **HYDRA,
+        settings=HYDRA,
         peers={OURS: "sft"},
         target="at most 1.3x the memory of LoRA SFT, same tokens at once",
         notes=(BESIDE_SFT,),

@@ -218,7 +218,7 @@ def test_the_least_work_of_a_round_is_every_prompt_once_every_answer_twice_and_e
     assert parts["scoring: policy"] == [{"tokens": 26, "scored": 6, "count": 2.0, "trained": "", "layers": 1}]
     assert parts["reward"] == [{"tokens": 26, "scored": 0, "count": 2.0, "trained": "", "layers": 1}]
     assert [(one["count"], one["scored"], one["trained"]) for one in parts["update"]] == [(6.0, 6, "all"), (6.0, 0, "all")]
-    upper = replace(SHORT, settings=("lora.rank=16", "lora.top_layers=10"), top_layers=10)
+    upper = replace(SHORT, settings=("lora.rank=16", "lora.top_layers=10"))
     parts = parts_of(upper, {"prompt_tokens": 40, "layers": 40}, {"tokens": 12})
     assert {name: [one["layers"] for one in passes] for name, passes in parts.items()} == {
         "sampling": [1, 1],
@@ -337,6 +337,7 @@ FLAGS = {"prompt": "Say it.", "response": "", "instruction_id_list": ["punctuati
         ("--votes", "{", "broken JSON"),
         ("--votes", {**VOTE, "winner": "c"}, "winner is 'c'; it must be model_a, model_b or tie"),
         ("--votes", {"question_id": 1}, "has no turn"),
+        ("--votes", {**VOTE, "question_id": [1]}, "question_id is [1]; it must be a number or a name"),
         ("--ifeval", {**FLAGS, "prompt": "Say that."}, "the prompt is none of"),
         ("--ifeval", {**FLAGS, "instruction_id_list": ["startend:quotation"]}, "the instructions are"),
         ("--ifeval", {**FLAGS, "follow_instruction_list": [True, True]}, "one true or false for each of 1 instructions"),

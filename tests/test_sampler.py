@@ -129,22 +129,19 @@ def test_a_long_prompt_is_read_in_pieces_and_rows_keep_to_the_slots(monkeypatch:
     assert taken([0, 2], [], 1) == [0]
 
 
+def small(family: str, **settings: float) -> PreTrainedModel:
+    """A random model of two layers."""
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads, **settings)).float().eval()
+
+
 @pytest.mark.parametrize("family", ["mistral", "phimoe"])
 def test_a_sliding_window_hides_what_it_hides_in_transformers(family: str) -> None:
     """Layers of the one are told of it, of the other only their mask is."""
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=9,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = small(family, sliding_window=9)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(8)
     attention.register()
@@ -186,22 +183,7 @@ def test_longer_rows_come_first_when_prompts_join() -> None:
 
 def test_capped_scores_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma 2's scores, of every row at once and of one after the other; one prompt is longer than the window."""
-    config = AutoConfig.for_model(
-        "gemma2",
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        sliding_window=9,
-        attn_logit_softcapping=2.0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = small("gemma2", sliding_window=9, head_dim=16, query_pre_attn_scalar=16, attn_logit_softcapping=2.0)
     for parameter in model.parameters():
         parameter.data.mul_(3)
     policy, prompts = policy_of(model), prompts_of([4, 25, 11, 1])

@@ -24,15 +24,9 @@ def group_of(judge: object) -> str:
         kind = str(judge[1]).partition("-")[0] if len(judge) > 1 else ""
         return f"{str(judge[0]).replace('gpt-4', 'gpt4')}-{kind}" if kind else str(judge[0])
     name = str(judge)
-    return (
-        "human"
-        if name.startswith("expert")
-        else "author"
-        if name.startswith("author")
-        else "gpt4-pair"
-        if name == "gpt4_pair"
-        else name
-    )
+    if name.startswith(("expert", "author")):
+        return "human" if name.startswith("expert") else "author"
+    return "gpt4-pair" if name == "gpt4_pair" else name
 
 
 def mt_bench_agreement(
@@ -88,6 +82,8 @@ def read_vote(vote: Vote, where: str) -> tuple[tuple[object, object, str, str], 
     """
     if lacking := [name for name in ("question_id", "turn", "model_a", "model_b", "winner", "judge") if name not in vote]:
         raise ValueError(f"{where}: has no {lacking[0]}")
+    if not isinstance(vote["question_id"], str | int):
+        raise ValueError(f"{where}: question_id is {vote['question_id']!r}; it must be a number or a name")
     a, b, said = str(vote["model_a"]), str(vote["model_b"]), str(vote["winner"])
     if a == b:
         raise ValueError(f"{where}: {a} is compared with itself")
