@@ -81,10 +81,10 @@ def measure(name: str, row: Row, conditions: Conditions) -> dict[str, Any]:
         rates.append(rate.report["operations_per_second"])
         pair = {"ours": _outcome([*own, "benchmarks.truing_side"], _ours(row, prepared, folder, micro), folder, "ours", env)}
         if row.trainer is not None:
-            script = str(Path(__file__).with_name("trl_side.py"))
+            script = str(Path(__file__).with_name(f"{row.program}_side.py"))
             theirs = {**peers.environment(), "CUDA_VISIBLE_DEVICES": env.get("CUDA_VISIBLE_DEVICES", "0")}
             pair["theirs"] = _outcome(
-                [peers.python("trl"), script], _theirs(row, prepared, folder, conditions), folder, "theirs", theirs
+                [peers.python(row.program), script], _theirs(row, prepared, folder, conditions), folder, "theirs", theirs
             )
         pairs.append(pair)
     found = figures(row, prepared, rates, pairs)

@@ -11,6 +11,7 @@ FOLDER = ROOT / ".venv-peers"
 PEERS: dict[str, tuple[str, ...]] = {
     "trl": ("trl==1.16.0", "peft>=0.18"),
     "trl_ppo": ("trl==1.12.0", "peft>=0.18"),
+    "soup": ("soup-cli==0.77.0", "trl==0.29.1", "peft>=0.20", "datasets", "accelerate", "transformers>=5.16"),
     "lm_eval": ("lm-eval==0.4.13", "transformers>=5.3", "accelerate>=1", "immutabledict", "langdetect"),
     "plots": ("matplotlib>=3.9",),
 }

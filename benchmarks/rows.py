@@ -17,7 +17,7 @@ class Row:
     method: str
     """What `truing train` is told to train."""
     trainer: str | None
-    """The peer's trainer, by its name in `benchmarks.trl_side`; None where Truing is measured alone."""
+    """The peer's trainer, by its name in `benchmarks.trl_side` (Soup has one, `dpo`); None where Truing is measured alone."""
     data: str
     """Where the rows come from, by its name in `benchmarks.prepare`."""
     rows: int
@@ -42,6 +42,8 @@ class Row:
     """Further settings of `truing train`."""
     needs: tuple[str, ...] = ()
     """Settings of the method without which this version of Truing cannot do the row."""
+    program: Literal["trl", "soup"] = "trl"
+    """Whose trainer the peer's is; each has an environment of its own."""
     peer: Mapping[str, object] = field(default_factory=dict)
     """Further settings of the peer's trainer."""
     target: str = ""
@@ -81,6 +83,13 @@ ROWS: dict[str, Row] = {
     ),
     "dpo-rasbt": _hh(data="rasbt", rows=80, batch=8, target="3x, at most 0.5x the memory"),
     "dpo-lora": _hh(settings=("lora.rank=16",), peer={"lora": LORA}, target="5x, at most 0.35x the memory"),
+    "dpo-lora-soup": _hh(
+        settings=("lora.rank=16",),
+        program="soup",
+        peer={"lora": LORA},
+        target="none: beside Soup, which trains adapters through TRL 0.29",
+        notes=("TRL 0.29, beneath Soup, computes the LM head for all positions", TWICE_NOTE),
+    ),
     "dpo-second-epoch": _hh(trainer=None, epochs=2, target="second epoch at most 0.8x the time of the first", notes=()),
     "memory-8k": _hh(trainer=None, rows=1, batch=1, max_tokens=8192, prompt_tokens=8000, target="at most 4 GB", notes=()),
     "reward-hh": _hh(

@@ -52,12 +52,11 @@ def batching(peer, rows, steps, packs):
     return of_step, 1
 
 
-def count_tokens(model, counts, device_gate):
+def count_tokens(model, counts):
     """Count the tokens that enter a model, with gradient and without."""
 
     def seen(_module, args):
-        if device_gate["on"]:
-            counts["trained" if torch.is_grad_enabled() else "read"] += args[0].numel()
+        counts["trained" if torch.is_grad_enabled() else "read"] += args[0].numel()
 
     model.get_input_embeddings().register_forward_pre_hook(seen)
 
@@ -66,6 +65,27 @@ def now():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def trained(trainer, counts, began, beforehand=0.0):
+    """Train, timed, and what there is to say of it; `began` is when the process did."""
+    start = now()
+    trainer.train()
+    seconds = now() - start
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "seconds": seconds + beforehand,
+        "parts": {"train": seconds, "reference beforehand": beforehand},
+        "set_up_seconds": start - began - beforehand,
+        "losses": [entry["loss"] for entry in history],
+        "steps": trainer.state.global_step,
+        "rows_at_once": trainer.args.per_device_train_batch_size,
+        "tokens": counts,
+        "peak_gb_trained": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "device_peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "versions": {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
 
 
 def main():
@@ -113,8 +133,8 @@ def main():
         **peer,
     )
     beforehand = [0.0]
-    counts, gate = {"trained": 0, "read": 0}, {"on": True}
-    count_tokens(model, counts, gate)
+    counts = {"trained": 0, "read": 0}
+    count_tokens(model, counts)
     if peer.get("precompute_ref_log_probs"):
         precompute = Trainer._precompute_ref_logps
 
@@ -127,24 +147,8 @@ def main():
         Trainer._precompute_ref_logps = timed
     trainer = Trainer(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **more)
     if getattr(trainer, "ref_model", None) is not None:
-        count_tokens(trainer.ref_model, counts, gate)
-    start = now()
-    trainer.train()
-    seconds = now() - start
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    report = {
-        "seconds": seconds + beforehand[0],
-        "parts": {"train": seconds, "reference beforehand": beforehand[0]},
-        "set_up_seconds": start - began - beforehand[0],
-        "losses": [entry["loss"] for entry in history],
-        "steps": trainer.state.global_step,
-        "rows_at_once": size,
-        "tokens": counts,
-        "peak_gb_trained": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-        "device_peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "versions": {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
+        count_tokens(trainer.ref_model, counts)
+    report = trained(trainer, counts, began, beforehand[0])
     Path(sys.argv[2]).write_text(json.dumps(report))
 
 
