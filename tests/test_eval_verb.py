@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -155,7 +156,7 @@ def test_files_of_answers_do_not_tie_in_tokens_that_nobody_counted(verb, tmp_pat
     code, said, error = verb(*command, "judge.unit=words", *most)
     assert code == 0, error
     assert "long against short" in said
-    assert "0 wins, 0 ties, 40 losses" in said
+    assert "0 wins, 0 ties, 40 losses" in " ".join(said.split())
 
 
 def test_a_file_does_not_beat_a_model_whose_tokens_are_counted_and_does_not_say_that_it_ended(
@@ -231,6 +232,79 @@ def test_the_divergence_of_the_reference_from_itself_is_zero_and_of_a_tuned_mode
 
 def test_names_of_models_and_of_settings_are_told_apart():
     assert settings_of(["base=a", "out=b", "answers.max_tokens=3"]) == ["models.base=a", "out=b", "answers.max_tokens=3"]
+    assert settings_of(["models.base=a", "tuned=b"]) == ["models.base=a", "models.tuned=b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["a=x", "b=y", "b=x"], "b=x: there is a model called b already, y; give each model a name of its own: first=y second=x"),
+        (["a=x", "models.a=y"], "models.a=y: there is a model called a already, x; give"),
+        (["a=x", "a=y", "tasks=mmlu"], "a=y: there is a model called a already, x; give"),
+        (["x", "y", "tasks=mmlu"], "y: a model without a name is called model, and there is a model called model already, x; give"),
+        (["model=x", "y", "tasks=mmlu"], "first=x second=y"),
+        (["a=x", "b=y", "limit=3"], "limit=3: limit is a setting of benchmarks and needs tasks="),
+        (["a=x", "b=y", "mmlu.shots=0"], "mmlu.shots=0: mmlu is a setting of benchmarks and needs tasks="),
+        (["a=x", "tasks=quick", "reward_model=y"], "reward_model is a setting of a comparison, which has no tasks="),
+        (["a=x", "tasks=quick", "prompts=y"], "prompts is a setting of a comparison, which has no tasks="),
+        (["a=x", "tasks=quick", "more_judges.b=y"], "more_judges is a setting of a comparison, which has no tasks="),
+        (["a=x", "tasks=quick", "judge=length"], "judge must be one of function, model, endpoint, not"),
+        (["tasks=quick"], "tasks=quick: of which model? truing eval NAME=MODEL tasks=quick"),
+        (["tasks=quick", "limit=3"], "tasks=quick: of which model? truing eval NAME=MODEL tasks=quick"),
+    ],
+)
+def test_no_word_of_the_command_line_is_lost_or_taken_for_something_else(verb, arguments: list[str], expected: str):
+    code, said, error = verb(*arguments)
+    assert (code, said, error.count("error: ")) == (2, "", 1), error
+    assert expected in error
+    assert "needs a value" not in error
+
+
+@pytest.mark.parametrize("half", [[], ["tasks=quick"]])
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("refrence", "reference"), ("promts", "prompts"), ("reward_modle", "reward_model"), ("jugde", "judge"),
+        ("dtaa", "data"), ("limmit", "limit"), ("anwsers.max_tokens", "answers"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_setting_is_no_model_though_its_value_is_a_path(verb, tmp_path: Path, half: list[str], wrong: str, meant: str):
+    code, _, error = verb("base=x", "tuned=y", f"{wrong}={tmp_path}", *half)
+    assert code == 2
+    named = wrong.split(".")[0]
+    assert f"{wrong}={tmp_path}: there is no setting {named}; did you mean {meant}? A model may not be called so" in error
+
+
+def test_all_that_is_wrong_with_the_words_is_said_at_once(verb):
+    _, _, error = verb("base=x", "base=y", "refrence=z", "limit=3")
+    assert re.findall(r"command line: (\S+):", error) == ["base=y", "refrence=z", "limit=3"]
+
+
+def test_the_help_says_where_the_settings_are_and_they_are_there(capsys, monkeypatch):
+    for half in ("eval", "tasks"):
+        monkeypatch.setattr(sys, "argv", ["truing", "recipes", "show", half])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        shown = re.findall(r"^(\S+)  \(", capsys.readouterr().out, re.MULTILINE)
+        assert {"models", "out"} <= set(shown)
+        assert ("limit" in shown, "reference" in shown) == (half == "tasks", half == "eval")
+    command = "import sys; sys.argv = ['truing', 'eval', '--help']\ntry: import truing.cli; truing.cli.main()\nfinally: "
+    done = subprocess.run(
+        [sys.executable, "-c", command + "assert 'torch' not in sys.modules"], capture_output=True, text=True, check=True
+    )
+    said = " ".join(done.stdout.split())
+    assert "`truing recipes show eval` lists every setting of a comparison, `truing recipes show tasks` those of" in said
+
+
+def test_for_programs_the_progress_is_lines_of_json_and_then_comes_the_result_as_it_is_kept(verb, tmp_path: Path):
+    old, new = (written(tmp_path / f"{name}.jsonl", [text] * 40) for name, text in (("old", "one"), ("new", "one two")))
+    out = tmp_path / "out"
+    command = [f"old={old}", f"new={new}", asked(tmp_path), "judge=length", "judge.unit=words", f"out={out}", "--json"]
+    code, said, error = verb(*command)
+    assert code == 0, error
+    kept = (out / "comparison.json").read_text()
+    assert said.endswith(kept)
+    assert all(isinstance(json.loads(line), dict) for line in said.removesuffix(kept).splitlines())
 
 
 class Tags(HTMLParser):

@@ -9,7 +9,8 @@ from conftest import make_tiny_llama
 from trees import branch, tiny_policy
 from truing.data.tree import Tree, TreeBatch
 from truing.models.heads import RewardModel
-from truing.models.policy import Policy
+from truing.models.lora import LoRA, add_lora
+from truing.models.policy import Policy, probe
 from truing.parallel.world import World
 from truing.train.floor import Floor
 from truing.train.loop import _work
@@ -44,6 +45,17 @@ def test_adapters_are_trained_and_the_rest_passes_gradients_on() -> None:
     sides = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
     assert floor.adapters == 2 * 4 * sides
     assert floor.operations(BATCHES) == 4 * (2 * LAYER * 9 + HEAD * 3) + 6 * floor.adapters * 9
+
+
+def test_nothing_flows_back_below_the_lowest_adapter() -> None:
+    """Of two layers the upper one has adapters: the lower one is multiplied with going forward alone."""
+    model = make_tiny_llama()
+    policy = probe(model).policy
+    add_lora(model, LoRA(rank=4, top_layers=1), seed=0)
+    floor = Floor.of(policy)
+    sides = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)
+    assert (floor.body, floor.beneath, floor.adapters) == (2 * LAYER, LAYER, 4 * sides)
+    assert floor.operations(BATCHES) == 2 * LAYER * 9 + 4 * LAYER * 9 + 4 * HEAD * 3 + 6 * 4 * sides * 9
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -153,8 +153,8 @@ def test_feedback_losses_equal_their_oracle_in_one_micro_batch_or_several(loss, 
 
 PREFERENCE = one_file("preference")
 FAMILY = [*PREFERENCE.LOSSES, "aot"]
-MILD = {"ln_dpo": {"beta": 0.5}, "alphapo": {"beta": 0.2}, "dpop": {"beta": 0.1, "penalty": 1.0}, "sppo": {"beta": 0.5}}
-"""For the losses whose own defaults multiply the rounding of summed fp32 log-probabilities beyond 1e-6."""
+MILD = {"alphapo": {"beta": 0.2}, "dpop": {"beta": 0.1, "penalty": 1.0}}
+"""For the losses whose own defaults multiply the rounding of tokens' fp32 log-probabilities beyond 1e-6."""
 
 
 def oracle_of(loss: str):
@@ -201,9 +201,9 @@ def test_every_pair_loss_has_its_oracle():
     assert {name.partition(" ")[0] for name in FAMILY} == set(PAIR_LOSSES)
 
 
-ROUNDED = {"sppo": 5e-6, "discopop": 5e-6, "f_dpo": 5e-6, "f_dpo forward_kl": 5e-6, "f_dpo alpha": 5e-6}
-"""Gradients that are equal to less than 1e-6: a slope that changes fast multiplies the rounding of summed log-probabilities."""
-OWN = {"alphapo": 5e-6, "ln_dpo": 5e-6, "dpop": 3e-5, "sppo": 1e-6}
+ROUNDED = {"discopop": 5e-6, "f_dpo forward_kl": 5e-6}
+"""Gradients that are equal to less than 1e-6: a slope that changes fast multiplies the rounding of tokens' log-probabilities."""
+OWN = {"alphapo": 5e-6, "dpop": 3e-5}
 """The same for the losses that are milder elsewhere; loss and gradient, relative to their size."""
 
 

@@ -288,7 +288,7 @@ def test_other_families_fall_back_to_the_plain_layout_with_a_reason_and_the_same
     trees = random_trees(4)
     with torch.no_grad():
         values = found.policy.log_probs(TreeBatch.of(trees))
-        alone = torch.cat([found.policy.log_probs(TreeBatch.of([part])) for tree in trees for part in tree.alone()])
+        alone = own_log_probs(model, trees)
     torch.testing.assert_close(values, alone, rtol=1e-4, atol=1e-5)
 
 

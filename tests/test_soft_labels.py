@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from truing.losses.bradley_terry import BradleyTerry
 from truing.losses.cdpo import ConservativeDPO
 from truing.losses.dpo import DPO
 from truing.models.heads import RewardModel
-from truing.objectives import PairedPreference, RewardRanking, SortedPreference
-from truing.parallel.world import World
+from truing.objectives import PairedPreference, RewardRanking
+from truing.recipes import commands
 from truing.records import Message, Preference
+from truing.runs.sinks import Silent
 
 
 def test_the_opposite_statement_has_the_other_probability() -> None:
@@ -71,9 +73,29 @@ def test_every_loss_takes_probabilities_and_at_one_half_both_orders_are_one(name
     assert totals[0] == pytest.approx(totals[1], rel=1e-5)
 
 
-def test_a_loss_that_sorts_margins_refuses_probabilities() -> None:
-    with pytest.raises(ValueError, match="leave out their column"):
-        SortedPreference(loss=AOT()).prepare(tiny_policy(), [batch_of([0.75])], World())
+@pytest.mark.parametrize("settings", [["aot"], ["mixture", "loss.parts=[{loss: dpo}, {loss: aot}]"]])
+def test_a_loss_that_sorts_margins_refuses_probabilities_before_anything_is_computed(
+    settings: list[str], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("".join(f'{{"prompt": "p{i}", "chosen": "a", "rejected": "b", "probability": 0.75}}\n' for i in range(4)))
+    method, *more = settings
+    run = tmp_path / "run"
+    overrides = [f"data.path={rows}", f"model={tiny_model_folder}", "data.held_out_share=0", *more]
+    for verb in (
+        lambda: commands.train(method, [*overrides, f"run={run}"], [Silent()]),
+        lambda: commands.check(method, overrides, 1),
+    ):
+        with pytest.raises(ValueError, match="leave out the column probability"):
+            verb()
+    assert not (run / "status.json").exists()
+
+
+def test_feedback_of_a_pair_goes_by_its_likelier_side() -> None:
+    pair = Preference(prompt=(Message(role="user", content="?"),), chosen="a", rejected="b")
+    for probability, likely in ((None, True), (0.9, True), (0.5, True), (0.2, False)):
+        found = replace(pair, probability=probability).as_feedback()
+        assert [(one.response, one.desirable) for one in found] == [("a", likely), ("b", not likely)]
 
 
 def test_a_reward_model_learns_the_expected_loss() -> None:

@@ -7,6 +7,7 @@ import pytest
 from torch import Tensor
 
 from folders import files
+from truing.config import ConfigError
 from truing.data.tree import Tree
 from truing.models import reference
 from truing.models.policy import Policy
@@ -46,6 +47,23 @@ def test_the_runs_of_a_sweep_share_data_and_reference_where_a_cache_is_named(
     kept = [{name: data for name, data in files(tmp_path / f"run-{n}").items() if "reference" in name} for n in (1, 2, 3)]
     assert kept[0]
     assert kept[0] == kept[1] == kept[2]
+
+
+def test_a_sweep_with_a_mistake_in_its_last_run_does_not_begin(pairs_file: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    settings = [f"data.path={pairs_file}", f"model={tiny_model_folder}", f"run={tmp_path / 'run'}", "loss.beta=0.05,oops"]
+    with pytest.raises(ConfigError, match="oops"):
+        commands.train("dpo", settings, [Silent()])
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_check_takes_a_sweep(pairs_file: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"data.path={pairs_file}", f"model={tiny_model_folder}", "dtype=fp32"]
+    commands.check("dpo", [*settings, "loss.beta=0.05,0.1"], 0)
+    said = capsys.readouterr().out
+    assert said.startswith("a sweep of 2 runs, of which this is the first:\ndpo\n")
+    assert "loss.beta = 0.05" in said
+    with pytest.raises(ConfigError, match="oops"):
+        commands.check("dpo", [*settings, "loss.beta=0.05,oops"], 0)
 
 
 def test_one_run_has_nothing_to_be_compared_with(

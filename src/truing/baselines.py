@@ -83,7 +83,7 @@ def mismatched_kl(
                 found = policy.response_log_probs(TreeBatch.of(group, policy.device))
         else:
             continue
-        total += float(found.double().sum()) - sum(reference[tree_key(tree)] for tree in group)
+        total += float(found.sum()) - sum(reference[tree_key(tree)] for tree in group)
         count += len(group)
         give_back()
     total, count = world.sum([total, count])
@@ -109,7 +109,7 @@ def class_means(ratios: Sequence[Tensor], batches: Sequence[TreeBatch], world: W
         wanted = labels(batch)
         for side, flags in enumerate((wanted, ~wanted)):
             sums[2 * side] += float(flags.sum())
-            sums[2 * side + 1] += float(ratio.double()[flags].sum())
+            sums[2 * side + 1] += float(ratio[flags].sum())
     wanted_count, wanted_sum, other_count, other_sum = world.sum(sums)
     return (
         wanted_sum / wanted_count if wanted_count else None,
@@ -177,8 +177,8 @@ def sorted_counterparts(ratios: Sequence[Tensor], batches: Sequence[TreeBatch], 
         found.append(
             Counterparts(
                 response=torch.tensor(response, dtype=torch.long, device=device),
-                baseline=torch.tensor(baseline, device=device),
-                weight=torch.tensor(weight, device=device),
+                baseline=torch.tensor(baseline, dtype=torch.float64, device=device),
+                weight=torch.tensor(weight, dtype=torch.float64, device=device),
             )
         )
     return found
@@ -198,7 +198,7 @@ def sorted_margins(policy: Policy, batches: Sequence[TreeBatch], world: World) -
     reference = sorted(before for _, _, before in every)
     found = {key: margin for (_, key, _), margin in zip(every, reference, strict=True)}
     return [
-        torch.tensor([found[key] for _, key, _ in pairs], device=batch.tokens.device)
+        torch.tensor([found[key] for _, key, _ in pairs], dtype=torch.float64, device=batch.tokens.device)
         for pairs, batch in zip(mine, batches, strict=True)
     ]
 

@@ -138,9 +138,16 @@ def sample(
 @app.command("eval")
 def evaluate(
     settings: Annotated[
-        list[str], typer.Argument(metavar="MODEL-or-NAME=MODEL... [tasks=TASKS] [KEY=VALUE]...", help="Models, tasks, settings.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL-or-NAME=MODEL... [tasks=TASKS] [KEY=VALUE]...",
+            help="Models, tasks, settings. `truing recipes show eval` lists every setting of a comparison, "
+            "`truing recipes show tasks` those of benchmarks.",
+        ),
     ],
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Progress as one JSON object a line, then comparison.json or tasks.json as it is.")
+    ] = False,
 ) -> None:
     """Compare models on held-out prompts (base=MODEL tuned=RUN), or measure them on benchmarks (tasks=quick, full or by name)."""
     from truing.recipes import commands

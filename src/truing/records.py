@@ -89,10 +89,11 @@ class Preference:
         )
 
     def as_feedback(self) -> "tuple[Feedback, Feedback]":
-        """Two judgements: chosen desirable, rejected not."""
+        """Two judgements: chosen desirable, rejected not; the other way round where rejected is more probably the better one."""
+        likely = self.probability is None or self.probability >= 0.5
         return (
-            Feedback(prompt=self.prompt, response=self.chosen, desirable=True, origin=self.origin, tags=self.tags),
-            Feedback(prompt=self.prompt, response=self.rejected, desirable=False, origin=self.origin, tags=self.tags),
+            Feedback(prompt=self.prompt, response=self.chosen, desirable=likely, origin=self.origin, tags=self.tags),
+            Feedback(prompt=self.prompt, response=self.rejected, desirable=not likely, origin=self.origin, tags=self.tags),
         )
 
     def as_ranking(self) -> "Ranking":

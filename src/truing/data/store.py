@@ -158,6 +158,11 @@ class StoredTrees(LazyTrees):
         )
 
     @property
+    def uncertain(self) -> bool:
+        """Whether a pair says how probable its order is."""
+        return bool((self.probabilities == self.probabilities).any())
+
+    @property
     def desirable(self) -> int | None:
         """How many responses were approved of; None where they are not judged one by one."""
         return int((self.labels == 1).sum()) if (self.labels != NO_LABEL).any() else None

@@ -5,13 +5,15 @@ tokens that were said, or from a rule. A chunk that is done is kept, so a killed
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from truing.data.chat import ChatTokenizer
+from truing.data.problems import BadValueError
+from truing.data.strict_json import parse_row
 from truing.data.tree import Branch, Tree
 from truing.evals.measures import kl_estimates, rewards, right_order
 from truing.evals.result import Evaluation, Setting, check_rows, code_version, read_evaluation, write_evaluation
@@ -19,6 +21,8 @@ from truing.evals.tasks.evaluate import Model
 from truing.models.heads import RewardModel
 from truing.randomness import counted_seed
 from truing.records import Completion, Messages, Origin, Prompt, Ranking, Rollout
+from truing.rewards.base import Failure
+from truing.rewards.outside import OutsideRule
 from truing.rewards.rules import Rule
 from truing.rollouts.sampler import Decoding, sample
 from truing.runs.canonical import digest
@@ -34,6 +38,8 @@ CHUNK = 32
 BUDGET = 2048
 WHOLE_TEXT = 1 << 20
 """No limit on tokens: what was said is scored as a whole."""
+RULE_SECONDS = 10.0
+"""What a rule may take for one answer; ppo's reward_seconds has the same default."""
 WHOLE, PART = "evaluation.json", "raw.jsonl"
 
 
@@ -105,11 +111,15 @@ def answered(
     return kept(setting, items, folder, compute, progress, _figures_of_answers)
 
 
-def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple[str, str]) -> Evaluation:
+def answers_of_file(
+    path: Path, name: str, items: Sequence[Item], *, data: tuple[str, str], cut_to: int | None = None
+) -> Evaluation:
     """Answers that a file holds: JSON lines of `prompt` (text, or a list of messages) or `key`, `answer` and perhaps `finished`.
 
-    Where a row does not say whether its answer ended by itself, nobody knows: it is scored as if it had, and in no share of those
-    that did. Raises ValueError naming the line of a row that is broken, asked twice or not asked, and a prompt without an answer.
+    Where a row has both, the prompt decides, since a key may be the data set's own. `cut_to` is the setting rows, which cuts the
+    prompts down. Where a row does not say whether its answer ended by itself, nobody knows: it is scored as if it had, and in no
+    share of those that did. Raises ValueError naming the line of a row that is broken, asked twice or not asked, and a prompt
+    without an answer.
     """
     by_prompt = {digest(_turns(item.prompt)): item for item in items}
     by_key = {item.key: item for item in items}
@@ -120,18 +130,20 @@ def answers_of_file(path: Path, name: str, items: Sequence[Item], *, data: tuple
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: is no JSON ({error}); answer files hold one JSON object a line") from error
-        answer = row.get("answer") if isinstance(row, dict) else None
+            row = parse_row(line)
+        except BadValueError as error:
+            raise ValueError(f"{where}: is no JSON object ({error}); answer files hold one a line") from error
+        answer = row.get("answer")
         if not isinstance(answer, str):
             raise ValueError(f"{where}: has no text under answer")
         finished = row.get("finished")
         if not (finished is None or isinstance(finished, bool)):
             raise ValueError(f"{where}: finished is {finished!r}; write true or false, or leave it out where nobody knows")
-        item = by_key.get(str(row["key"])) if "key" in row else by_prompt.get(digest(_asked(row.get("prompt"), where)))
+        by_its_key = "key" in row and row.get("prompt") is None
+        item = by_key.get(str(row["key"])) if by_its_key else by_prompt.get(digest(_asked(row.get("prompt"), where)))
         if item is None:
-            raise ValueError(f"{where}: answers a prompt that is not among the {len(items)} held-out ones; take the row out")
+            remedy = "take the row out" if cut_to is None else f"take the row out, or leave out rows={cut_to}"
+            raise ValueError(f"{where}: answers a prompt that is not among the {len(items)} held-out ones; {remedy}")
         if item.key in found:
             raise ValueError(f"{where}: answers prompt {item.key!r} again, after line {found[item.key][0]}; give one answer each")
         found[item.key] = (number, {"answer": answer.strip(), "tokens": [], "finished": finished})
@@ -223,19 +235,25 @@ def divergence(
 
 
 def scored_by_rule(answers: Evaluation, items: Sequence[Item], rule: Rule) -> Evaluation:
-    """The score of each answer by a rule, times its weight.
+    """The score of each answer by a rule, times its weight; the rule runs in a process of its own, `RULE_SECONDS` for an answer.
 
-    Raises ValueError naming the prompt of a score that is not finite, and a file of answers where the rule counts tokens: nobody
-    knows how many they were.
+    Raises ValueError naming the prompt of a score that is not finite and, by its number, one for which the rule failed or took too
+    long; and naming a file of answers where the rule counts tokens: nobody knows how many they were.
     """
     if getattr(rule, "unit", None) == "tokens" and any(not row["tokens"] for row in answers.rows):
         raise ValueError(f"{answers.setting.model}: a file of answers has no tokens to count; set judge.unit=words for all models")
     by_key = answers.by_key()
-    rows = tuple({"key": item.key, "score": rule.weight * rule.score(_rollout(item, by_key[item.key]))} for item in items)
+    rows: list[dict[str, Any]] = []
+    with closing(OutsideRule(rule, seconds=RULE_SECONDS)) as outside:
+        for number, item in enumerate(items, 1):
+            (value,) = outside([_rollout(item, by_key[item.key])])
+            if isinstance(value, Failure):
+                raise ValueError(f"{answers.setting.model}: the answer to prompt {number} has no score: the rule {value}")
+            rows.append({"key": item.key, "score": rule.weight * value})
     # Paths and tuples of a rule's settings as text: they only name it.
     said = {name: str(value) for name, value in asdict(rule).items()}  # type: ignore[call-overload]
     setting = _of_answers(answers, "rule", digest([type(rule).__name__, said]))
-    return Evaluation(setting=setting, rows=rows, figures=_figures_of_scores(rows))
+    return Evaluation(setting=setting, rows=tuple(rows), figures=_figures_of_scores(rows))
 
 
 def _rollout(item: Item, row: Mapping[str, Any]) -> Rollout:

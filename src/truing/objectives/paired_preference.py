@@ -63,8 +63,7 @@ class SortedPreference:
     def prepare(self, model: nn.Module, batches: Sequence[TreeBatch], world: World) -> Prepared:
         """Sorts both policies' margins, and gives each pair the reference's of its own rank."""
         assert isinstance(model, Policy)
-        if any(batch.probability is not None for batch in batches):
-            raise ValueError("this loss sorts the margins of certain pairs, and these have probabilities; leave out their column")
+        assert all(batch.probability is None for batch in batches), "the recipe refuses pairs with probabilities"
         return Prepared(of_batches=[(margins,) for margins in sorted_margins(model, batches, world)])
 
     def __call__(self, model: nn.Module, batch: TreeBatch, statistic: Float[Tensor, " pair"]) -> LossOutput:

@@ -20,7 +20,7 @@ from truing.recipes import align as align_recipe
 from truing.recipes import compare as compare_recipe
 from truing.recipes import tasks as tasks_recipe
 from truing.recipes.examples import examples
-from truing.recipes.fit import load_policy, model_folder, template_of
+from truing.recipes.fit import load_policy, model_folder, refuse_unsuited, template_of
 from truing.recipes.ppo import PRESETS as PPO_PRESETS
 from truing.recipes.preflight import preflight
 from truing.recipes.selection import asked
@@ -61,16 +61,18 @@ KINDS: Mapping[str, tuple[type[Record], ...]] = {
 
 def train(recipe: str, settings: Sequence[str], sinks: Sequence[Sink]) -> None:
     """Train once, or once for each combination of a sweep, each in a folder of its own; a sweep ends in one comparison."""
+    method, file, base = _find(recipe)
+    module = module_of((METHODS | STAGED)[method])
     combinations = sweep(settings)
-    folders = []
+    every = []
     for number, overrides in enumerate(combinations):
-        method, file, base = _find(recipe)
         named = overrides
         if len(combinations) > 1:
             stem = next((o.partition("=")[2] for o in overrides if o.startswith("run=")), f"runs/{method}")
             named = [*(o for o in overrides if not o.startswith("run=")), f"run={stem}-{number + 1}"]
-        module = module_of((METHODS | STAGED)[method])
-        loaded = load(module.Config, file=file, overrides=named, base=base)
+        every.append(load(module.Config, file=file, overrides=named, base=base))
+    folders = []
+    for loaded in every:
         folders.append(module.run(loaded.value, loaded.resolved, sinks))
         if World.here().rank == 0:
             sys.stdout.write(_summary(folders[-1]))
@@ -121,29 +123,36 @@ def recipes(action: str, name: str | None, to: Path | None) -> None:
     if name in files:
         sys.stdout.write(files[name].read_text())
         return
-    if name not in METHODS and name not in RECIPES:
-        raise ValueError(f"recipes show {name or ''}: choose one of {', '.join([*METHODS, *files])}")
-    config = module_of(METHODS.get(str(name), str(name))).Config
-    for field in describe(config):
+    halves = {"eval": compare_recipe, "tasks": tasks_recipe}
+    if name not in METHODS and name not in RECIPES and name not in halves:
+        raise ValueError(f"recipes show {name or ''}: choose one of {', '.join([*METHODS, *halves, *files])}")
+    module = halves.get(str(name)) or module_of(METHODS.get(str(name), str(name)))
+    for field in describe(module.Config):
         default = "required" if field.required else f"default {field.default}"
         sys.stdout.write(f"{field.key}  ({field.type}; {default}{'; with ' + field.when if field.when else ''})\n    {field.doc}\n")
 
 
 def check(recipe: str, settings: Sequence[str], shown: int) -> None:
-    """Everything that training would do before its first step, in words."""
+    """Everything that training would do before its first step, in words; of a sweep, that every run can be read, and the first."""
     method, file, base = _find(recipe)
-    loaded = load(module_of((METHODS | STAGED)[method]).Config, file=file, overrides=settings, base=base)
+    module = module_of((METHODS | STAGED)[method])
+    combinations = sweep(settings)
+    loaded, *others = [load(module.Config, file=file, overrides=overrides, base=base) for overrides in combinations]
     config = loaded.value
     out = sys.stdout
+    if others:
+        out.write(f"a sweep of {len(combinations)} runs, of which this is the first:\n")
     out.write(f"{method}\n" + "".join(f"  {key} = {value}\n" for key, value in dotted(loaded.resolved).items()))
     if not isinstance(config, Shared):
-        found = module_of(STAGED[method]).concerns(config, loaded.resolved)
+        found = module.concerns(config, loaded.resolved)
         out.writelines(f"  warning: {concern}\n" for concern in found)
         out.write("its data is made as it goes: `truing check sft`, `truing check dpo` and so on look at that of one training\n")
         return
     start = model_folder(config.model)
     chat = ChatTokenizer.of(load_tokenizer(start), template=config.data.template)
     split = examples(config.data, chat, KINDS[METHODS[method]])
+    if hasattr(module, "plan"):
+        refuse_unsuited(module.plan(config), split)
     training = split.train
     out.write("\n".join(split.lines()) + "\n")
     prompts = training.records if KINDS[METHODS[method]] == (Prompt,) else ()

@@ -5,15 +5,14 @@ one goes on where it was.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from truing.config import OneOf
+from truing.config import OneOf, resolved_of
 from truing.evals import compare_text
 from truing.evals.answers import (
     answered,
@@ -32,6 +31,7 @@ from truing.recipes.best_of import BestOf, best_of
 from truing.recipes.compare_panels import panels
 from truing.recipes.compare_report import PAGE, REPORT, RESULT, write_report
 from truing.recipes.compare_reward import evaluate_alone
+from truing.recipes.eval_arguments import arguments_as_settings
 from truing.recipes.fit import MODEL, model_folder, model_path, template_of
 from truing.recipes.held_prompts import Held, held_prompts, held_rankings
 from truing.recipes.judges import JUDGES, MORE_JUDGES, LearnedAsked, PairJudge, RuleAsked, asked_of
@@ -125,6 +125,11 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
         reward_model=None if scorer is None else scorer.report(held, sinks),
         verdicts=verdicts,
     )
+    found["bootstrap_seed"] = config.seed
+    if config.judge is not None:
+        found["judge_settings"] = resolved_of(config)["judge"]
+    if scorer is not None:
+        found["reward_model_weights"] = scorer.model.identity
     if asked is not None and verdicts is not None:
         found["verdicts"] = account(asked.name, said_of_all, seed=config.seed)
     if scorer is not None and (changes := scorer.robustness(held, config.rewritten_pairs, sinks)):
@@ -219,7 +224,7 @@ def _scorer(config: Config, places: Mapping[str, str]) -> RewardScorer | None:
 
 def _answers(name: str, place: str, held: Held, config: Config, sinks: Sequence[Sink]) -> Evaluation:
     if Path(place).is_file():
-        return answers_of_file(Path(place), place, held.items, data=(held.file, held.sha256))
+        return answers_of_file(Path(place), place, held.items, data=(held.file, held.sha256), cut_to=config.rows)
     return answered(
         _model(place, config),
         held.items,
@@ -277,17 +282,4 @@ def _scorer_of(place: str, config: Config) -> RewardScorer:
 
 def settings_of(arguments: Sequence[str]) -> list[str]:
     """The command line as settings: `base=MODEL` names a model, unless the name is a setting's."""
-    known = {f.name for f in fields(Config)} - {"models"}
-    found: list[str] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError([f"command line: {argument}: give the model a name, as in base={argument}, or name tasks=..."])
-        if key.split(".")[0] in known:
-            found.append(argument)
-            continue
-        near = get_close_matches(key.split(".")[0], known, 1, cutoff=0.7)
-        if near and not Path(value).exists():
-            raise ConfigError([f"command line: {argument}: there is no setting {key}; did you mean {near[0]}?"])
-        found.append(f"models.{key}={value}")
-    return found
+    return arguments_as_settings(arguments, benchmarks=False)

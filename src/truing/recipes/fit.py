@@ -23,7 +23,7 @@ from truing.models.lora import add_lora, has_lora, merge
 from truing.models.policy import Policy, probe
 from truing.models.reference import with_reference
 from truing.models.rope import refuse_beyond
-from truing.objectives import AnyObjective, UnpairedFeedback, WholeBatchObjective, averaged, prepared
+from truing.objectives import AnyObjective, SortedPreference, UnpairedFeedback, WholeBatchObjective, averaged, prepared
 from truing.parallel.world import World
 from truing.recipes.examples import Examples, Split, examples
 from truing.recipes.mismatches import with_mismatches
@@ -91,6 +91,7 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
     chat = ChatTokenizer.of(load_tokenizer(start), template=shared.data.template)
     tick = counted(sinks, f"{folder.name}: reading and encoding")
     found = examples(shared.data, chat, plan.kinds, run=folder, progress=tick, world=world)
+    refuse_unsuited(plan, found)
     concerns = preflight(plan.method, resolved, chat, len(found.train.trees), desirable=found.train.desirable)
     if shared.strict:
         refuse(concerns)
@@ -149,6 +150,15 @@ def fit(shared: Shared, plan: Plan, resolved: Mapping[str, object], sinks: Seque
         run.write(RESULT, result)
         world.wait()
     return folder
+
+
+def refuse_unsuited(plan: Plan, found: Examples) -> None:
+    """Raises ValueError for records that the method cannot learn from, before anything is computed."""
+    if isinstance(plan.objective, SortedPreference) and (found.train.trees.uncertain or found.held_out.trees.uncertain):
+        raise ValueError(
+            f"{found.reading.file}: {plan.method} sorts the margins of certain pairs, and some of these say how probable they are; "
+            "leave out the column probability, or take another loss"
+        )
 
 
 def introduce(run: Run, lines: Sequence[str], concerns: Sequence[Concern], *, plain: str | None) -> None:

@@ -3,8 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +29,7 @@ from truing.evals.tasks.toxicity import Toxicity
 from truing.evals.tasks.truthfulqa import TruthfulQA
 from truing.evals.tasks.xstest import XSTest
 from truing.judges.marks import callable_of
+from truing.recipes.eval_arguments import arguments_as_settings
 from truing.recipes.fit import model_folder
 from truing.recipes.judges import EndpointJudge, LocalAsked, ModelJudge, PairJudge, RemoteAsked
 from truing.recipes.settings import device, torch_dtype
@@ -250,19 +250,11 @@ def _chosen(config: Config) -> dict[str, int | None]:
 
 def settings_of(arguments: Sequence[str]) -> list[str]:
     """The command line as settings: `MODEL` and `base=MODEL` name models, and `tasks=a,b` is a list."""
-    known = {field.name for field in fields(Config)}
     found: list[str] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            found.append(f"models.model={argument}")
-        elif key == "judge" and ":" in value:
+    for setting in arguments_as_settings(arguments, benchmarks=True):
+        key, _, value = setting.partition("=")
+        if key == "judge" and ":" in value:
             found += ["judge=function", f"judge.function={value}"]
-        elif key.split(".")[0] in known:
-            found.append(f"tasks=[{value.strip('[]')}]" if key == "tasks" else argument)
         else:
-            near = get_close_matches(key.split(".")[0], known, 1, cutoff=0.7)
-            if near and not Path(value).exists():
-                raise ConfigError([f"command line: {argument}: there is no setting {key}; did you mean {near[0]}?"])
-            found.append(f"models.{key}={value}")
+            found.append(f"tasks=[{value.strip('[]')}]" if key == "tasks" else setting)
     return found

@@ -1,9 +1,9 @@
 """The least time that a step can take: its products with the weights at the rate that this machine multiplies matrices at.
 
 Two operations a parameter and token going forward and four going back; where adapters are trained and the rest passes gradients on,
-two going back, and six for the adapters' own. A prompt counts once for its responses, the LM head for scored tokens alone, and all
-else (attention, norms, passes without gradient, optimizer) as nothing: it is what the share of the floor is lost to. Of mixtures of
-experts only what every token goes through counts.
+two going back, none below the lowest adapter, and six for the adapters' own. A prompt counts once for its responses, the LM head
+for scored tokens alone, and all else (attention, norms, passes without gradient, optimizer) as nothing: it is what the share of the
+floor is lost to. Of mixtures of experts only what every token goes through counts.
 """
 
 import time
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from truing.data.tree import TreeBatch
+from truing.models.lower_layers import LowerLayers
 from truing.models.policy import Policy
 
 REPEATS = 4
@@ -33,6 +34,8 @@ class Floor:
     """Parameters of the LM head; 0 for a reward model, which has none."""
     adapters: int | None
     """Parameters of trained adapters while the rest is frozen; None when all is trained."""
+    beneath: int
+    """Parameters of the layers' matrices below the lowest adapter, through which no gradient flows."""
     rate: float
     """Operations a second of products in the model's dtype, measured when this was made."""
 
@@ -45,10 +48,12 @@ class Floor:
         base = [weight for name, weight in matrices.items() if "lora_" not in name]
         adapters = [weight for name, weight in matrices.items() if "lora_" in name and weight.requires_grad]
         frozen = not any(weight.requires_grad for weight in base)
+        beneath = _beneath(policy)
         return cls(
             body=sum(weight.numel() for weight in base),
             head=policy.head_weight.numel() if policy is model else 0,
             adapters=sum(weight.numel() for weight in adapters) if frozen else None,
+            beneath=sum(weight.numel() for weight in base if id(weight) in beneath) if frozen else 0,
             rate=_measured(max(base, key=lambda weight: weight.numel())),
         )
 
@@ -56,7 +61,13 @@ class Floor:
         """Useful operations of training on these micro-batches once."""
         tokens = sum(tree.size for batch in batches for tree in batch.trees)
         forward = 2.0 * (self.body * tokens + self.head * sum(len(batch.target) for batch in batches))
-        return 3 * forward if self.adapters is None else 2 * forward + 6 * self.adapters * tokens
+        return 3 * forward if self.adapters is None else 2 * forward + (6.0 * self.adapters - 2.0 * self.beneath) * tokens
+
+
+def _beneath(policy: Policy) -> set[int]:
+    """The weights of the layers below the lowest adapter, by identity."""
+    lower = LowerLayers.of(policy.model)
+    return {id(weight) for layer in lower.layers for weight in layer.parameters()} if lower else set()
 
 
 @torch.no_grad()
