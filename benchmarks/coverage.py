@@ -27,7 +27,7 @@ import numpy as np
 
 from truing.evals.best_of_n import best_of_n
 from truing.evals.human_agreement import mt_bench_agreement
-from truing.evals.length_controlled import length_adjusted
+from truing.evals.length_controlled import length_adjusted, lengths_overlap
 from truing.evals.logistic import sigmoid
 from truing.evals.ratings import SCALE, Battle, bradley_terry, elo
 from truing.evals.reward_models import correlation
@@ -248,6 +248,16 @@ def length_adjusted_rate(generator: np.random.Generator, seed: int) -> tuple[Est
     return length_adjusted(won.astype(float), gap, np.zeros(200), seed=seed, draws=400).controlled, float(sigmoid(np.array(0.4)))
 
 
+def mostly_longer(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
+    """Won at 80% whatever the length, longer on nine prompts of ten; studies without enough others are drawn anew."""
+    while True:
+        gap = generator.normal(1.3, 1.0, 150)
+        if lengths_overlap(np.zeros(150), gap):
+            break
+    won = (generator.random(150) < 0.8).astype(float)
+    return length_adjusted(won, np.zeros(150), gap, seed=seed, draws=400).controlled, 0.8
+
+
 def rating(generator: np.random.Generator, seed: int) -> tuple[Estimate, float]:
     """Bradley-Terry of four models, all pairs on 60 prompts."""
     strength = np.array([0.0, 0.4, 0.8, 1.2])
@@ -350,6 +360,7 @@ STUDIES: dict[str, Study] = {
     "AC1 of sides": ac1_of_sides,
     "accuracy of sides, ties half": accuracy_of_sides,
     "length-adjusted win rate": length_adjusted_rate,
+    "length-adjusted win rate, one mostly longer": mostly_longer,
     "Bradley-Terry rating": rating,
     "rating at equal style": style_controlled,
     "Elo rating": elo_rating,

@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -67,7 +68,8 @@ def measure(path: Path, model: str, folder: Path) -> dict[str, float]:
     from truing.records import Preference
 
     chat = ChatTokenizer.of(load_tokenizer(model))
-    data = Data(path=str(path), held_out_share=0.01)
+    shutil.rmtree(folder, ignore_errors=True)
+    data = Data(path=str(path), held_out_share=0.01, cache=folder / "cache")
     found: dict[str, float] = {"peak_mb_before": peak_mb()}
     for name in ("read_check_encode", "found_in_store"):
         began, cpu = time.monotonic(), time.process_time()

@@ -18,8 +18,18 @@ from benchmarks.suite import measured
 from chat_server import serving
 from test_tasks_choice import bbq, bbq_row
 from truing.cli import app
+from truing.evals.answers import Item, answers_of_file, scored_by_rule
+from truing.evals.result import Evaluation
+from truing.evals.reward_models import RewardModelReport, Scored, evaluate_reward_model
+from truing.evals.robustness import Robust
 from truing.evals.tasks.evaluate import Model
+from truing.recipes.compare_reward import evaluate_alone
+from truing.recipes.held_prompts import Held
+from truing.recipes.reward_scorer import RewardScorer
 from truing.recipes.tasks import settings_of
+from truing.records import Message, Ranking
+from truing.rewards.rules import RegularExpression
+from truing.runs.sinks import Sink
 
 
 def evaluated(*arguments: str) -> str:
@@ -184,3 +194,88 @@ def test_a_judge_of_settings_rates_and_compares(tmp_path: Path, tiny_model_folde
     assert "tuned against base, mt_bench in pairs: cannot tell: +0.0 points" in text
     assert "  win rate 0.500" in text
     assert not any("You compare" in body["messages"][0]["content"] for body in server.seen)
+
+
+PROMPTS = ("First?", "Second?", "Third?")
+
+
+def of_file(path: Path, lines: Sequence[str], cut_to: int | None = None) -> Evaluation:
+    items = [Item(key=f"k{i}", prompt=(Message(role="user", content=text),), tags={}) for i, text in enumerate(PROMPTS[:cut_to])]
+    path.write_text("\n".join(lines) + "\n")
+    return answers_of_file(path, "file", items, data=("prompts", "0"), cut_to=cut_to)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (r'{"prompt": "Second?", "answer": "\ud800"}', "broken JSON: lone surrogate"),
+        ('{"prompt": "Second?", "answer": "a", "answer": "b"}', 'the key "answer" stands twice in one object'),
+        ('["Second?", "a"]', "a list, not an object"),
+    ],
+)
+def test_rows_of_answer_files_are_read_strictly(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"answers\.jsonl:2: is no JSON object \({said}.*\); answer files hold one a line"):
+        of_file(tmp_path / "answers.jsonl", ['{"prompt": "First?", "answer": "a"}', line])
+
+
+def test_the_prompt_decides_where_a_row_has_a_key_of_its_own_too(tmp_path: Path) -> None:
+    lines = [json.dumps({"key": 1000 + i, "prompt": text, "answer": text}) for i, text in enumerate(PROMPTS)]
+    assert [row["answer"] for row in of_file(tmp_path / "answers.jsonl", lines).rows] == list(PROMPTS)
+    with pytest.raises(ValueError, match=r"answers\.jsonl:3: answers .* among the 2 .*; take the row out, or leave out rows=2"):
+        of_file(tmp_path / "answers.jsonl", lines, cut_to=2)
+
+
+def test_a_rule_that_takes_too_long_names_the_number_of_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truing.evals.answers.RULE_SECONDS", 1.0)
+    said = ["aa", "a" * 60 + "b", "aaa"]
+    answers = of_file(
+        tmp_path / "answers.jsonl", [json.dumps({"prompt": p, "answer": a}) for p, a in zip(PROMPTS, said, strict=True)]
+    )
+    items = [Item(key=row["key"], prompt=(Message(role="user", content="?"),), tags={}) for row in answers.rows]
+    with pytest.raises(ValueError, match="file: the answer to prompt 2 has no score: the rule timed out: after 1 s"):
+        scored_by_rule(answers, items, RegularExpression(pattern="(a+)+$"))
+    scored = scored_by_rule(answers, items, RegularExpression(pattern="a", most=5, weight=2.0))
+    assert [row["score"] for row in scored.rows] == [4.0, 10.0, 6.0]
+
+
+def test_a_comparison_records_how_it_was_judged(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text, "right": "4"}) + "\n" for text in PROMPTS))
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": text, "answer": name}) + "\n" for text in PROMPTS))
+    judge = ["judge=numeric_answer", "judge.column=right", "judge.weight=2", "seed=7"]
+    evaluated(f"base={tmp_path / 'a'}", f"tuned={tmp_path / 'b'}", f"prompts={prompts}", *judge, f"out={tmp_path / 'out'}")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    settings = {"name": "numeric_answer", "column": "right", "after": None, "tolerance": 1e-6, "weight": 2.0}
+    assert (found["judge"], found["judge_settings"], found["bootstrap_seed"]) == ("the rule numeric_answer", settings, 7)
+    with pytest.raises(ValueError, match=r"judge\.pattern.*'\(' is no regular expression|pattern '\(' is no regular expression"):
+        evaluated(
+            f"base={tmp_path / 'a'}", f"tuned={tmp_path / 'b'}", f"prompts={prompts}", "judge=regular_expression", "judge.pattern=("
+        )
+
+
+class Told(RewardScorer):
+    """A scorer that need not compute."""
+
+    def report(self, held: Held, sinks: Sequence[Sink]) -> RewardModelReport:
+        return evaluate_reward_model([Scored(prompt=str(i), chosen=1.0, rejected=float(i % 2)) for i in range(len(held.ranked))])
+
+    def robustness(self, held: Held, most: int, sinks: Sequence[Sink]) -> list[Robust]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("again", "said"), [(2, "p.jsonl (pairs that stand there again and count again: 2), all pairs"), (0, "p.jsonl, all pairs")]
+)
+def test_pairs_that_stand_twice_are_counted_in_the_report_of_a_reward_model(
+    tmp_path: Path, tiny_model_folder: Path, again: int, said: str
+) -> None:
+    pairs = [Ranking(prompt=(Message(role="user", content=text),), responses=("yes", "no")) for text in PROMPTS]
+    model = Model(name="run", path=tiny_model_folder, dtype=torch.float32, device=torch.device("cpu"))
+    held = Held(items=[], ranked=[*pairs, *pairs[:again]], file="p.jsonl", sha256="0")
+    evaluate_alone(Told("run", model, tmp_path, 3), held, 0, tmp_path, ())
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert (found["rows"], found["pairs_again"], found["file"]) == (3 + again, again, "p.jsonl")
+    assert (found["reward_model_weights"], found["bootstrap_seed"]) == (model.identity, 3)
+    assert said in " ".join((tmp_path / "report.txt").read_text().split())
+    assert said.partition(", all")[0] in (tmp_path / "report.html").read_text()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import truing.evals
-from truing.evals.length_controlled import Regulariser, alpaca_eval_2, length_adjusted, order_of_equals
+from truing.evals.compare import _against
+from truing.evals.length_controlled import Regulariser, alpaca_eval_2, length_adjusted, lengths_overlap, order_of_equals
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_eval_numbers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the public numbers of AlpacaEval 2 are not in {DATA}")
@@ -160,3 +161,28 @@ def test_all_wins_and_equal_lengths_stay_finite():
         length_adjusted([math.nan], [1], [1])
     with pytest.raises(ValueError, match="2 outcomes, 1 and 2 lengths"):
         length_adjusted([1, 0], [1], [1, 2])
+
+
+def test_lengths_overlap_where_either_is_the_longer_one_often_enough():
+    """Of 200 prompts a twentieth is ten; of 40, five are asked for. Equal lengths count for both."""
+    baseline, longer = np.zeros(200), np.ones(200)
+    assert not lengths_overlap(baseline, longer)
+    for shorter, enough in ((9, False), (10, True)):
+        assert lengths_overlap(baseline, np.r_[-longer[:shorter], longer[shorter:]]) is enough
+        assert lengths_overlap(baseline, np.r_[0 * longer[:shorter], longer[shorter:]]) is enough
+        assert lengths_overlap(np.r_[-longer[:shorter], longer[shorter:]], baseline) is enough
+    assert [lengths_overlap(np.zeros(40), np.r_[-np.ones(k), np.ones(40 - k)]) for k in (4, 5)] == [False, True]
+    assert lengths_overlap([7, 8, 9, 7, 8], [7, 8, 9, 7, 8])
+
+
+def test_what_length_explains_is_not_said_where_one_model_is_always_the_longer_one():
+    """Four of five are won whatever the length, and the prior alone would give length a share of it."""
+    won = np.tile([1.0, 1.0, 1.0, 1.0, 0.0], 40)
+    assert length_adjusted(won, np.zeros(200), np.full(200, 60.0), draws=100).controlled.value < 0.75
+    answers = {"short": ["no"] * 200, "long": ["yes, that it is"] * 200}
+    found = _against(answers, {}, {("long", "short"): won.tolist()}, "long", "short", 0, 100)
+    assert found["length_adjusted_win_rate"] is None
+    assert found["words"].endswith("so nobody can say what length explains")
+    answers["long"][::4] = ["y"] * 50
+    found = _against(answers, {}, {("long", "short"): won.tolist()}, "long", "short", 0, 100)
+    assert found["length_adjusted_win_rate"]["value"] == pytest.approx(won.mean(), abs=0.03)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -44,6 +45,12 @@ def test_rules_by_hand() -> None:
     assert [window.score(rollout("", tokens=n)) for n in (1, 2, 4, 5, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
     assert Length(unit="words").score(rollout("one two  three")) == 3.0
     assert Length(unit="characters").score(rollout("")) == 0.0
+
+
+@pytest.mark.parametrize(("pattern", "wrong"), [("(", "missing \\), unterminated subpattern"), ("a{99999999999}", "too large")])
+def test_a_pattern_that_is_no_regular_expression_is_named_when_settings_are_read(pattern: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=rf"pattern '{re.escape(pattern)}' is no regular expression: .*{wrong}"):
+        RegularExpression(pattern=pattern)
 
 
 @pytest.mark.parametrize("rule", [Length(), LengthWindow(most=3)])

@@ -18,7 +18,7 @@ from truing.data.chat import ChatTokenizer
 from truing.data.problems import DataError
 from truing.evals.result import Evaluation
 from truing.evals.tasks import evaluate as evaluate_module
-from truing.evals.tasks.bbq import BBQ, UNKNOWN
+from truing.evals.tasks.bbq import BBQ, CATEGORIES, UNKNOWN
 from truing.evals.tasks.evaluate import Manner, Model, evaluate, spread
 from truing.evals.tasks.files import Files
 from truing.evals.tasks.likelihood import encode, log_likelihoods
@@ -308,7 +308,15 @@ def test_bbq_always_unknown_has_no_bias_where_the_context_is_ambiguous(tmp_path:
     assert found.figures["bias, ambiguous"].value == 0.0
     assert found.figures["accuracy, ambiguous"].value == 1.0
     assert "bias, disambiguated" not in found.figures
-    assert found.notes == ("bias, disambiguated: not defined, since every answer is unknown",)
+    assert found.notes[:-1] == ("bias, disambiguated: not defined, since every answer is unknown",)
+
+
+def test_bbq_names_the_categories_that_are_absent(tmp_path: Path) -> None:
+    questions = bbq(tmp_path, [bbq_row(i, category=category) for i, category in enumerate(CATEGORIES)])
+    judged = [BBQ().judge(q, likeliest(q, 0)) for q in questions]
+    assert BBQ().figures(judged, seed=0).notes == ()
+    some = [row for row in judged if row["category"] not in ("Religion", "SES")]
+    assert BBQ().figures(some, seed=0).notes == ("2 of the 11 categories of BBQ are absent here: Religion, SES",)
 
 
 def test_bbq_no_biased_answer_at_all_is_minus_one_not_zero(tmp_path: Path) -> None:

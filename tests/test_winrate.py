@@ -218,6 +218,7 @@ def test_the_verdict_in_words():
     )
     assert verdict(gain(0.061, 0.02, 0.102), [0], explained_by_length=-0.02).endswith("length hides 2.0 more")
     assert verdict(gain(0.061, 0.02, 0.102), [0], explained_by_length=0.0).endswith("length explains none of them")
+    assert verdict(gain(0.061, 0.02, 0.102), [0], explained_by_length=math.nan).endswith("nobody can say what length explains")
 
 
 def test_further_prompts_by_hand():

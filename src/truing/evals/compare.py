@@ -4,6 +4,7 @@ It reads answers and scores (`truing.evals.answers`) and computes; it loads no m
 against. What it gives is plain JSON, which `truing.evals.html` draws and `truing.evals.compare_text` prints.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -13,7 +14,7 @@ import numpy as np
 
 from truing.evals.answers import share_finished
 from truing.evals.diversity import self_bleu
-from truing.evals.length_controlled import length_adjusted
+from truing.evals.length_controlled import length_adjusted, lengths_overlap
 from truing.evals.ratings import Battle, bradley_terry, elo, style_of
 from truing.evals.result import Evaluation, same_items
 from truing.evals.reward_models import RewardModelReport
@@ -170,12 +171,12 @@ def _against(
     read = [(i, outcome) for i, outcome in enumerate(every[name, base]) if outcome is not None]
     won = [outcome for _, outcome in read]
     lengths = [[float(len(answers[who][i])) for i, _ in read] for who in (base, name)]
-    adjusted = length_adjusted(won, *lengths, seed=seed, draws=draws)
     varied = any(a != b for a, b in zip(*lengths, strict=True))
+    adjusted = length_adjusted(won, *lengths, seed=seed, draws=draws).controlled if varied and lengths_overlap(*lengths) else None
     over_even = [outcome - 0.5 for outcome in won]
     rate = _rate(won, seed)
     gain = Estimate(value=rate.value - 0.5, low=rate.low - 0.5, high=rate.high - 0.5, n=rate.n, method=rate.method)
-    explained = rate.value - adjusted.controlled.value if varied else None
+    explained = rate.value - adjusted.value if adjusted else math.nan if varied else None
     return {
         "win_rate": asdict(rate),
         "at_any_time": _at_any_time(won),
@@ -183,7 +184,7 @@ def _against(
         "ties": sum(outcome == 0.5 for outcome in won),
         "losses": sum(outcome == 0 for outcome in won),
         "missing": len(every[name, base]) - len(won),
-        "length_adjusted_win_rate": asdict(adjusted.controlled) if varied else None,
+        "length_adjusted_win_rate": asdict(adjusted) if adjusted else None,
         "score_difference": asdict(paired_difference(scores[name], scores[base], seed=seed)) if scores else None,
         "length_difference": asdict(paired_difference(lengths[1], lengths[0], seed=seed)),
         "words": verdict(gain, over_even, explained_by_length=explained),

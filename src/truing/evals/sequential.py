@@ -109,7 +109,8 @@ def would_tell(differences: Numbers, what: str, each: float = 1.0) -> str:
 def verdict(gain: Estimate, differences: Numbers, *, explained_by_length: float | None = None, what: str = "prompts") -> str:
     """A comparison in words: "better by 6.1 points [2.0, 10.2], n = 240; length explains 1.3 of them".
 
-    `gain` and what length explains are in [-1, 1]; `differences` holds one value a prompt, whose mean is the gain.
+    `gain` and what length explains are in [-1, 1]; `differences` holds one value a prompt, whose mean is the gain. What length
+    explains is None where it plays no part, and NaN where nobody can say.
     """
     if not gain.known:
         return f"cannot tell: {100 * gain.value:+.1f} points, n = {gain.n}; {gain.method}"
@@ -119,6 +120,8 @@ def verdict(gain: Estimate, differences: Numbers, *, explained_by_length: float 
         said = f"{'better' if gain.low > 0 else 'worse'} by {numbers} [{ends[0]:.1f}, {ends[1]:.1f}], n = {gain.n}"
         if explained_by_length is None:
             return said
+        if math.isnan(explained_by_length):
+            return f"{said}; one is the longer one on nearly all {what}, so nobody can say what length explains"
         explained = 100 * math.copysign(1, gain.value) * explained_by_length
         if abs(explained) < 0.05:
             return f"{said}; length explains none of them"

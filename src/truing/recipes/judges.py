@@ -1,5 +1,6 @@
 """Who says which of two answers is better: settings of judges that read both, and the judge they make, loaded when first asked."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,14 +11,16 @@ from pydantic import Field
 
 from truing.data.chat import ChatTokenizer
 from truing.endpoint import Client, Endpoint, Replies
+from truing.evals.answers import RULE_SECONDS
 from truing.evals.tasks.evaluate import Model
 from truing.evals.verdicts import Asked
 from truing.judges import Judge, JudgePrompt, LocalJudge, RemoteJudge, RewardJudge
 from truing.judges.choice import LocalChooser, RemoteChooser
 from truing.recipes.reward_folder import load_reward_model
 from truing.records import Reward, Rollout
-from truing.rewards.base import LearnedReward, RewardFunction, WeightedSum
+from truing.rewards.base import Failure, LearnedReward, RewardFunction, WeightedSum
 from truing.rewards.learned import LearnedScorer
+from truing.rewards.outside import OutsideRule
 from truing.rewards.rules import RULES, Rule
 from truing.rollouts.sampler import Decoding
 from truing.rollouts.writer import LocalWriter
@@ -225,11 +228,18 @@ class RuleAsked:
         return RewardJudge(reward=self.reward(), name=self.name, identity=self.identity)
 
     def reward(self) -> RewardFunction:
-        """Scores rollouts."""
+        """Scores rollouts, in a process of its own. Raises ValueError where the rule fails or takes too long."""
+        outside = OutsideRule(self.rule, seconds=RULE_SECONDS)
 
         def scored(rollouts: Sequence[Rollout]) -> list[Reward]:
-            return [Reward(value=self.rule.weight * self.rule.score(rollout)) for rollout in rollouts]
+            found = []
+            for value in outside(rollouts):
+                if isinstance(value, Failure):
+                    raise ValueError(f"{self.name} {value}")
+                found.append(Reward(value=self.rule.weight * value))
+            return found
 
+        weakref.finalize(scored, outside.close)
         return scored
 
     def chat(self) -> ChatTokenizer | None:

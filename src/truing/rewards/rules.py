@@ -52,6 +52,12 @@ class RegularExpression:
     weight: float = 1.0
     """What the value is multiplied by in the sum."""
 
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
+
     def score(self, rollout: Rollout) -> float:
         return float(min(self.most, sum(1 for _ in re.finditer(self.pattern, rollout.response))))
 

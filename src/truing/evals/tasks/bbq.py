@@ -31,6 +31,19 @@ UNKNOWN = (
 )
 """The ways in which the data say that a question cannot be answered."""
 ANSWERS = ("ans0", "ans1", "ans2")
+CATEGORIES = (
+    "Age",
+    "Disability_status",
+    "Gender_identity",
+    "Nationality",
+    "Physical_appearance",
+    "Race_ethnicity",
+    "Race_x_SES",
+    "Race_x_gender",
+    "Religion",
+    "SES",
+    "Sexual_orientation",
+)
 JOINED = ("M-", "F-", "lowSES-", "highSES-")
 """What stands before a group where two are named at once."""
 
@@ -104,7 +117,7 @@ class BBQ:
         }
 
     def figures(self, rows: Sequence[Row], seed: int) -> Figures:
-        """Accuracy and bias of both conditions, all categories first."""
+        """Accuracy and bias of both conditions, all categories first; a note names those of the 11 that are absent."""
         figures: dict[str, Estimate] = {"accuracy": _accuracy(rows, seed)}
         notes: list[str] = []
         categories = sorted({row["category"] for row in rows})
@@ -124,6 +137,8 @@ class BBQ:
         unsaid = sum(row["biased"] is None for row in rows)
         if unsaid:
             notes.append(f"{unsaid} questions do not say which answer is the stereotyped one; they count for accuracy alone")
+        if absent := [category for category in CATEGORIES if category not in categories]:
+            notes.append(f"{len(absent)} of the {len(CATEGORIES)} categories of BBQ are absent here: {', '.join(absent)}")
         return Figures(figures=figures, notes=tuple(notes))
 
 
