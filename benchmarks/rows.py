@@ -84,6 +84,7 @@ ROWS: dict[str, Row] = {
     "dpo-rasbt": _hh(data="rasbt", rows=80, batch=8, target="3x, at most 0.5x the memory"),
     "dpo-lora": _hh(settings=("lora.rank=16",), peer={"lora": LORA}, target="5x, at most 0.35x the memory"),
     "dpo-lora-soup": _hh(
+        dtype="fp32",
         settings=("lora.rank=16",),
         program="soup",
         peer={"lora": LORA},

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -477,6 +478,15 @@ def test_a_template_that_eats_time_or_memory_is_stopped_at_load(bomb: str) -> No
     with pytest.raises(TemplateError, match="needs more than 1 seconds, 256 MiB or 1,000,000 characters"):
         ChatTokenizer.of(make(CHATML + bomb))
     assert time.monotonic() - start < 20
+
+
+def test_a_machine_that_is_too_busy_is_not_the_templates_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object, **settings: float) -> None:
+        raise subprocess.TimeoutExpired("python", settings["timeout"])
+
+    monkeypatch.setattr(template.subprocess, "run", never)
+    with pytest.raises(ValueError, match="not tried within 300 seconds: the machine is too busy; try again"):
+        template._within_limits("{}")
 
 
 def test_a_template_that_waits_for_its_content_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:

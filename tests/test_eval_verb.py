@@ -275,6 +275,16 @@ def test_a_misspelt_setting_is_no_model_though_its_value_is_a_path(verb, tmp_pat
     assert f"{wrong}={tmp_path}: there is no setting {named}; did you mean {meant}? A model may not be called so" in error
 
 
+def test_settings_that_nothing_takes_up_are_refused(verb, tmp_path: Path):
+    old, new = (written(tmp_path / f"{name}.jsonl", [text] * 40) for name, text in (("old", "one"), ("new", "one two")))
+    judge = ["judge=length", "judge.unit=words"]
+    for more in ([f"reference={old}"], ["reward_model=nowhere"], ["category=subset"]):
+        code, said, error = verb(f"old={old}", f"new={new}", asked(tmp_path), *judge, *more, f"out={tmp_path / 'out'}")
+        assert (code, said) == (2, "")
+        assert f"{more[0].partition('=')[0]}: " in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_that_is_wrong_with_the_words_is_said_at_once(verb):
     _, _, error = verb("base=x", "base=y", "refrence=z", "limit=3")
     assert re.findall(r"command line: (\S+):", error) == ["base=y", "refrence=z", "limit=3"]

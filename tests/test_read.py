@@ -115,7 +115,8 @@ def test_an_error_lists_ten_rows_and_counts_the_rest(tmp_path: Path) -> None:
     text = str(stopped.value)
     assert text.startswith(f"{path}: 12 of 17 rows cannot be used\n  {path}:6: ")
     assert text.count('"chosen" is empty') == 10
-    assert text.endswith("and 2 more\nCorrect them, or leave them out with on_bad_row=skip")
+    remedy = f"Correct them, or leave them out: truing data filter {path} to=OUT, or in training on_bad_row=skip"
+    assert text.endswith(f"and 2 more\n{remedy}")
 
 
 def test_reasons_speak_of_the_file_s_own_columns(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_rows_whose_responses_are_equal_are_listed_and_can_be_left_out(wrong: Wr
         f"{path}: 2 of 3 rows cannot be used",
         f"  {path}:2: chosen and rejected are equal",
         f"  {path}:4: chosen and rejected are equal",
-        "Correct them, or leave them out with on_bad_row=skip",
+        f"Correct them, or leave them out: truing data filter {path} to=OUT, or in training on_bad_row=skip",
     ]
     path.write_text(EQUAL.replace("good,bad", "bad,bad"))
     assert "none of its 3 rows can be used" in wrong.train(data__path=path, data__on_bad_row="skip")

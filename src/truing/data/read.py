@@ -338,6 +338,5 @@ def too_many_bad_rows(file: str, first: Sequence[BadRow], bad_rows: int, rows_in
     more = f"\n  and {bad_rows - SHOWN} more" if bad_rows > SHOWN else ""
     if bad_rows == rows_in:
         return f"{file}: none of its {rows_in} rows can be used\n{listed}{more}"
-    return (
-        f"{file}: {bad_rows} of {rows_in} rows cannot be used\n{listed}{more}\nCorrect them, or leave them out with on_bad_row=skip"
-    )
+    remedy = f"Correct them, or leave them out: truing data filter {file} to=OUT, or in training on_bad_row=skip"
+    return f"{file}: {bad_rows} of {rows_in} rows cannot be used\n{listed}{more}\n{remedy}"

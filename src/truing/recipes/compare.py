@@ -97,6 +97,7 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
             ["name two models or more: truing eval base=MODEL tuned=RUN; or a reward model alone: reward_model=RUN prompts=PAIRS"]
         )
     places = {name: stage_of(place) for name, place in config.models.items()}
+    _refuse_unused(config, places)
     held = held_prompts(config.prompts, config.rows, places)
     scorer = _scorer(config, places)
     asked = None if config.judge is None else _asked(config.judge, "judge", config)
@@ -148,6 +149,20 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
     if several:
         found["panels"] = several
     return write_report(config.out, found, page(found), compare_text.text(found, config.out / PAGE))
+
+
+def _refuse_unused(config: Config, places: Mapping[str, str]) -> None:
+    """Raises ConfigError for settings that nothing of this comparison would take up."""
+    by_rule = config.judge is not None and not isinstance(config.judge, PairJudge)
+    problems = []
+    if config.reference is not None and all(Path(place).is_file() for place in places.values()):
+        problems.append("reference: files of answers have no log-probabilities, and so no KL; leave it out, or name a model")
+    if by_rule and config.reward_model is not None:
+        problems.append("reward_model: the rule that judge names scores the answers; leave out one of the two")
+    if config.category is not None and config.judge is not None and (by_rule or config.reward_model is None):
+        problems.append("category: parts a reward model's accuracy, and none is asked here; leave it out")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _alone(config: Config, sinks: Sequence[Sink]) -> Path:
