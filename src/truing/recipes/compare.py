@@ -126,11 +126,7 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
         reward_model=None if scorer is None else scorer.report(held, sinks),
         verdicts=verdicts,
     )
-    found["bootstrap_seed"] = config.seed
-    if config.judge is not None:
-        found["judge_settings"] = resolved_of(config)["judge"]
-    if scorer is not None:
-        found["reward_model_weights"] = scorer.model.identity
+    found |= _judged_by(config, scorer)
     if asked is not None and verdicts is not None:
         found["verdicts"] = account(asked.name, said_of_all, seed=config.seed)
     if scorer is not None and (changes := scorer.robustness(held, config.rewritten_pairs, sinks)):
@@ -149,6 +145,16 @@ def run(config: Config, sinks: Sequence[Sink]) -> Path:
     if several:
         found["panels"] = several
     return write_report(config.out, found, page(found), compare_text.text(found, config.out / PAGE))
+
+
+def _judged_by(config: Config, scorer: RewardScorer | None) -> dict[str, Any]:
+    """For the record: the seed of bootstraps, the judge's settings, and which weights the reward model had."""
+    found: dict[str, Any] = {"bootstrap_seed": config.seed}
+    if config.judge is not None:
+        found["judge_settings"] = resolved_of(config)["judge"]
+    if scorer is not None:
+        found["reward_model_weights"] = scorer.model.identity
+    return found
 
 
 def _refuse_unused(config: Config, places: Mapping[str, str]) -> None:
